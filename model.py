@@ -1,0 +1,233 @@
+"""The transformer: bidirectional, pre-norm, no time input, parameterised by Complete(d)P.
+
+One network reads one stream of discrete tokens. It is told nothing about the noise level: the share of
+masked tokens shows it (RADD, arXiv 2406.03736, eq. 12; the tri-modal paper, arXiv 2602.21472, does the same).
+RMSNorm before each block, RMSNorm on queries and keys, rotary positions, SwiGLU, no biases, untied tables.
+What the paper does not fix (head size, MLP ratio, the learned place table) is our choice.
+"""
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    vocab: int                 # ids of the unified stream, specials included
+    places: int                # rows of the learned table "where in its slot is this token"
+    width: int = 256           # residual stream, a multiple of head_dim
+    depth: int = 4             # blocks
+    head_dim: int = 64         # fixed: widening adds heads
+    mlp_ratio: float = 2.75    # hidden width / width of SwiGLU: 8/3, rounded so that 256 gives 704 = 11 * 64
+    base_width: int = 256      # the shape at which the hyper-parameters were tuned
+    base_depth: int = 4
+    alpha: float = 1.0         # depth exponent of Complete(d)P, in [1/2, 1]
+    rope_base: float = 10000.0
+    causal: bool = False       # True gives the autoregressive twin
+
+    @property
+    def m_N(self): return self.width / self.base_width       # noqa: E704  width ratio
+
+    @property
+    def m_L(self): return self.depth / self.base_depth       # noqa: E704  depth ratio
+
+
+# Shapes. width/depth is 64 for toy and small, 128 (the paper's pilots) for pilot and 3b. The paper gives totals, not
+# shapes or vocabularies: 140k ids make 2*140k*896 = 251M embedding parameters of the pilot's 320M (the paper: 240M).
+PRESETS = {
+    "toy":   dict(width=256, depth=4),
+    "small": dict(width=512, depth=8),
+    "pilot": dict(width=896, depth=7),
+    "3b":    dict(width=2816, depth=22),
+}
+PLAN_VOCAB = {"toy": 1024, "small": 4096, "pilot": 140_000, "3b": 140_000}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Complete(d)P, Mlodozeniec et al., arXiv 2512.22382, Table 1; every number is a ratio to the base shape.
+
+def completep(group, m_N, m_L, alpha=1.0):
+    """Factors of one parameter group for a model m_N times wider and m_L times deeper than the base.
+
+    Returns dict(init_var, lr, eps, decay): multiply the base init variance, learning rate, AdamW eps and AdamW
+    weight decay (PyTorch's, which is multiplied by lr) with them. The batch rule's factors come on top (train.py).
+    """
+    table = {  #                 init_var        lr                         eps                    decay
+        "embedding":            (1,              1,                         1 / m_N,               1),
+        "hidden":               (1 / m_N,        m_L ** (alpha - 1) / m_N,  m_L ** -alpha / m_N,   m_N),
+        "norm":                 (1,              m_L ** (alpha - 1),        m_L ** -alpha / m_N,   1),
+        "qk_norm":              (1,              m_L ** (alpha - 1),        m_L ** -alpha,         1),
+        "final_norm":           (1,              1,                         1,                     1),
+        "unembedding":          (1 / m_N ** 2,   1 / m_N,                   1,                     m_N),
+    }
+    return dict(zip(("init_var", "lr", "eps", "decay"), table[group]))
+
+
+# Per-group multipliers on the base values, tuned at the base shape (ours): learning rate, decay, initial std.
+MULTIPLIERS = {  #      lr     decay   init_std
+    "embedding":       (1.0,   0.0,    0.5),
+    "hidden":          (1.0,   1.0,    1.0),     # init_std in units of 1/sqrt(base fan-in)
+    "norm":            (1.0,   0.0,    None),    # gains start at one
+    "qk_norm":         (1.0,   0.0,    None),
+    "final_norm":      (1.0,   0.0,    None),
+    "unembedding":     (1.0,   1.0,    0.5),     # in units of 1/sqrt(base width)
+}
+
+
+def group_of(name):
+    """Parameter name -> row of the Complete(d)P table. Raises KeyError for a name that fits no row."""
+    rows = {"embed": "embedding", "place": "embedding", "unembed": "unembedding", "final_norm": "final_norm",
+            "q_gain": "qk_norm", "k_gain": "qk_norm", "attn_norm": "norm", "mlp_norm": "norm",
+            "qkv": "hidden", "out": "hidden", "gate_up": "hidden", "down": "hidden"}
+    parts = [part for part in name.split(".") if part in rows]
+    if len(parts) != 1:
+        raise KeyError(f"parameter {name!r} belongs to no row of the Complete(d)P table, or to several")
+    return rows[parts[0]]
+
+
+def param_groups(model, lr, eps, weight_decay):
+    """AdamW parameter groups that cover every parameter exactly once.
+
+    lr, eps, weight_decay: base values, the batch rule already applied (train.py's `batch_rule`).
+    """
+    config, groups = model.config, {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(group_of(name), []).append(parameter)
+    out = []
+    for group, parameters in groups.items():
+        factor, (lr_mult, decay_mult, _) = completep(group, config.m_N, config.m_L, config.alpha), MULTIPLIERS[group]
+        out.append(dict(params=parameters, name=group, lr=lr * factor["lr"] * lr_mult, eps=eps * factor["eps"],
+                        weight_decay=weight_decay * factor["decay"] * decay_mult))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def rope_table(length, head_dim, base, device):
+    """cos and sin of rotary positions (arXiv 2104.09864), each (length, head_dim // 2), float32."""
+    rates = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * rates            # (L, Dh/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x1, x2) of a head by its position's angle. x: (B, H, L, Dh) -> same."""
+    x1, x2 = x.chunk(2, dim=-1)                                                                    # (B, H, L, Dh/2)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        D, hidden = config.width, int(config.mlp_ratio * config.width)
+        self.config = config
+        self.attn_norm = nn.Parameter(torch.ones(D))
+        self.qkv = nn.Linear(D, 3 * D, bias=False)
+        self.q_gain = nn.Parameter(torch.ones(config.head_dim))
+        self.k_gain = nn.Parameter(torch.ones(config.head_dim))
+        self.out = nn.Linear(D, D, bias=False)
+        self.mlp_norm = nn.Parameter(torch.ones(D))
+        self.gate_up = nn.Linear(D, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, D, bias=False)
+
+    def attention(self, x, cos, sin, attend):
+        B, L, D = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)      # 3 x (B, H, L, Dh)
+        q = rotate(F.rms_norm(q.float(), q.shape[-1:], self.q_gain), cos, sin).to(v.dtype)         # (B, H, L, Dh)
+        k = rotate(F.rms_norm(k.float(), k.shape[-1:], self.k_gain), cos, sin).to(v.dtype)         # (B, H, L, Dh)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,
+                                           is_causal=self.config.causal and attend is None)       # (B, H, L, Dh)
+        return self.out(y.transpose(1, 2).reshape(B, L, D))                                        # (B, L, D)
+
+    def mlp(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)                                                # (B, L, hidden)
+        return self.down(F.silu(gate) * up)                                                        # (B, L, D)
+
+    def forward(self, x, cos, sin, attend):
+        scale = self.config.m_L ** -self.config.alpha          # keeps the sum over depth of one size
+        x = x + scale * self.attention(F.rms_norm(x, x.shape[-1:], self.attn_norm), cos, sin, attend)
+        x = x + scale * self.mlp(F.rms_norm(x, x.shape[-1:], self.mlp_norm))
+        return x                                                                                   # (B, L, D)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config, seed=0):
+        """config: ModelConfig. seed fixes the initial weights without touching torch's global generator."""
+        super().__init__()
+        if config.width % config.head_dim:
+            raise ValueError(f"width {config.width} is not a multiple of head_dim {config.head_dim}: change --width")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab, config.width)
+        self.place = nn.Embedding(config.places, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = nn.Parameter(torch.ones(config.width))
+        self.unembed = nn.Linear(config.width, config.vocab, bias=False)
+        if self.final_norm.device.type != "meta":
+            self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            group = group_of(name)
+            std = MULTIPLIERS[group][2]
+            if std is None:
+                continue
+            std *= math.sqrt(completep(group, self.config.m_N, self.config.m_L, self.config.alpha)["init_var"])
+            if group != "embedding":  # 1/m_N is in the table, so the base's fan-in belongs here
+                std /= math.sqrt(parameter.shape[1] / self.config.m_N)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    def trunk(self, ids, place, doc=None):
+        """Everything below the head. ids, place: (B, L) int64; doc: (B, L) document number, or None for one a row.
+
+        Tokens attend within their own document only. Returns the normed hidden states (B, L, D).
+        """
+        x = self.embed(ids) + self.place(place)                                                    # (B, L, D)
+        cos, sin = rope_table(ids.shape[1], self.config.head_dim, self.config.rope_base, ids.device)
+        attend = None
+        if doc is not None:
+            attend = (doc[:, :, None] == doc[:, None, :])[:, None]                                 # (B, 1, L, L)
+            if self.config.causal:
+                attend = attend & torch.ones(attend.shape[-2:], dtype=torch.bool, device=ids.device).tril()
+        for block in self.blocks:
+            x = block(x, cos, sin, attend)                                                         # (B, L, D)
+        return F.rms_norm(x, x.shape[-1:], self.final_norm)                                        # (B, L, D)
+
+    def forward(self, ids, place, doc=None, select=None):
+        """Logits in float32: (B, L, V), or (M, V) for the M positions of the boolean `select` (B, L), row by row."""
+        x = self.trunk(ids, place, doc)                                                            # (B, L, D)
+        return self.unembed(x if select is None else x[select]).float()                            # (M, V)
+
+
+def build(vocab, places, preset="toy", seed=0, **changes):
+    """A Transformer of a preset; changes override fields of ModelConfig."""
+    return Transformer(ModelConfig(vocab=vocab, places=places, **{**PRESETS[preset], **changes}), seed)
+
+
+def count(model):
+    """Parameters by group of the Complete(d)P table, plus `total` and `non_embedding`."""
+    counts = {}
+    for name, parameter in model.named_parameters():
+        counts[group_of(name)] = counts.get(group_of(name), 0) + parameter.numel()
+    total = sum(counts.values())
+    return {**counts, "total": total, "non_embedding": total - counts["embedding"] - counts["unembedding"]}
+
+
+def flops_per_token(config, length, head_share=1.0):
+    """Training FLOPs a token: 6 per weight of blocks and head (forward 2, backward 4) plus attention's 12*D*L a layer.
+
+    head_share: the share of positions that go through the head (only those that carry loss do). The convention of
+    PaLM (arXiv 2204.02311, appendix B); embedding look-ups are free, tokenizers are left out as in the paper.
+    """
+    D, hidden = config.width, int(config.mlp_ratio * config.width)
+    blocks = config.depth * (4 * D * D + 3 * D * hidden)
+    attention = 12 * config.depth * D * length * (0.5 if config.causal else 1.0)
+    return 6 * (blocks + head_share * config.vocab * D) + attention
+
+
+def as_dict(config):
+    return asdict(config)
