@@ -1,0 +1,597 @@
+"""Generate any modality from any other, fill holes, score a run, make its film page.
+
+    python sample.py text-to-image "a small red circle on white"        PNG under --out
+    python sample.py image-to-text picture.png                          TXT
+    python sample.py text-to-speech "a large blue star"                 WAV
+    python sample.py speech-to-text clip.wav
+    python sample.py text "the red circle"                              goes on from a prompt, or from nothing
+    python sample.py image        python sample.py speech               unconditional, with the caption it fits
+    python sample.py infill "the red circle is ___ the blue square."    ___ is a hole; or a picture or clip and --hole
+    python sample.py score --n 200 --json scores.json                   judged samples and the bound
+"""
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import diffusion
+import model as models
+from data import KINDS, MASK, MODALITIES, DataError
+
+# Task -> kind of row, members to generate. The other members are the prompt. A new task is a row here.
+TASKS = {
+    "text": ("text", ("text",)),
+    "text-to-image": ("image-text", ("image",)),
+    "image-to-text": ("image-text", ("text",)),
+    "text-to-speech": ("speech-text", ("speech",)),
+    "speech-to-text": ("speech-text", ("text",)),
+    "image": ("image-text", ("image", "text")),
+    "speech": ("speech-text", ("speech", "text")),
+}
+# How each modality is sampled when it is the target (ours, found by small sweeps).
+DEFAULTS = {
+    "text": dict(sampler="ancestral", steps=48, grid="linear", temperature=0.7),
+    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=1.0, guidance=1.0),
+    "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
+}
+CAPTION = dict(sampler="confidence", steps=6, temperature=0.0, choice_temperature=0.0, equal=True)  # text of a pair
+
+
+def settings_for(task, **changes):
+    """Sampler settings of a task: DEFAULTS of its (first) target, then the caller's changes that are not None."""
+    kind, targets = TASKS[task]
+    base = CAPTION if targets == ("text",) and len(KINDS[kind]) > 1 else DEFAULTS[targets[0]]
+    return {**base, **{k: v for k, v in changes.items() if v is not None}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A trained run.
+
+@dataclass
+class Run:
+    folder: Path
+    config: dict
+    stream: data.Stream
+    tokenizers: dict
+    net: models.Transformer
+    device: torch.device
+
+    def logits(self, rows):
+        """predict(x, where) for rows described by data.Stream.describe: row i of x has the layout of row i % B."""
+        fixed = [torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in (rows.place, rows.doc) if a is not None]
+        same = all(bool((a == a[:1]).all()) for a in fixed)          # then any subset of rows may be asked for
+
+        def predict(x, where):
+            layout = [a[:1].expand(len(x), -1) for a in fixed] if same else fixed
+            return self.net(x.to(self.device), *layout, select=where.to(self.device)).to(x.device)
+        return predict
+
+    def on(self, array):
+        """A numpy array as a tensor where noise can be drawn in float64."""
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def load_run(folder, device=None):
+    """Read a run folder: config, tokenizers, averaged weights. Raises DataError with what to do."""
+    folder, device = Path(folder), device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not (folder / "checkpoint.pt").exists():
+        raise DataError(f"--run {folder}: no checkpoint there; train one first with python train.py --run {folder}")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stream = data.Stream(config["stream"]["codes"], config["stream"]["slots"])
+    tokenizers = {m: data.tokenizer_module(m).load(folder / MODALITIES[m].file) for m in stream.codes}
+    net = models.Transformer(models.ModelConfig(**config["model"]))
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    for parameter, average in zip(net.parameters(), state["ema"]):
+        parameter.data.copy_(average)
+    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device)
+
+
+@dataclass
+class Generated:
+    outputs: dict      # modality -> list of str, pictures or waveforms
+    ids: np.ndarray    # (B, L)
+    film: list         # of (B, L), if recorded
+    nfe: float         # evaluations of the network a sample, mean
+    seconds: float
+
+
+def members_of(run, kind, ids):
+    """{modality: list of codes} of rows ids (B, L); masked tokens read as code 0."""
+    position, out = 1, {}
+    slots = run.stream.slots[kind] if len(KINDS[kind]) > 1 else [ids.shape[1] - data.HEAD]
+    for modality, slot in zip(KINDS[kind], slots):
+        part = ids[:, position + 1:position + 1 + slot]
+        part = np.where(part == MASK, run.stream.ranges(modality, np.arange(slot))[0], part)
+        out[modality] = [run.stream.to_codes(modality, row) for row in part]
+        position += 1 + slot
+    return out
+
+
+def decode(run, modality, codes):
+    """Codes -> samples; an empty clip becomes one silent step."""
+    tokenizer = run.tokenizers[modality]
+    if modality == "speech":
+        codes = [c if len(c) else np.zeros(tokenizer.groups, np.int32) for c in codes]
+    return tokenizer.decode(codes)
+
+
+@torch.inference_mode()
+def fill(run, kind, ids, batch=64, record=False, condition=(), **settings):
+    """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out."""
+    began, out, film, nfe = time.time(), [], [], []
+    for i in range(0, len(ids), batch):
+        rows = run.stream.describe(kind, ids[i:i + batch])
+        left_out = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
+        x, calls, frames = diffusion.sample(
+            run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(rows.high), MASK, condition=run.on(left_out),
+            record=record, **{**settings, "seed": settings.get("seed", 0) * 1_000_003 + i})
+        out.append(x.cpu().numpy())
+        film.append([f.cpu().numpy() for f in frames])
+        nfe.append(calls.float().cpu().numpy())
+    ids = np.concatenate(out)
+    decoded = {m: decode(run, m, codes) for m, codes in members_of(run, kind, ids).items()}
+    return Generated(decoded, ids, film[0] if record else [], float(np.concatenate(nfe).mean()), time.time() - began)
+
+
+def encode(run, modality, samples):
+    return run.tokenizers[modality].encode(samples)
+
+
+def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
+    """prompts: a list with one item a sample, of the task's given modality (None, or a text to go on from, for
+    `text`; None for `image` and `speech`). length: tokens of a text. Returns Generated."""
+    kind, targets = TASKS[task]
+    if kind not in run.stream.slots:
+        raise DataError(f"{task}: this run was not trained on {kind}; it knows {', '.join(run.stream.slots)}")
+    given = [m for m in KINDS[kind] if m not in targets]
+    stream = run.stream
+    if kind == "text":
+        slot = min(length or 10**9, stream.slots["text"][0] - data.HEAD)
+        ids = np.stack([stream.row(kind, [None], slot)] * len(prompts))
+        for row, codes in zip(ids, encode(run, "text", [p or "" for p in prompts])):
+            if len(codes) >= slot:
+                raise DataError(f"the prompt has {len(codes)} tokens, the text only {slot}: shorten it")
+            row[data.HEAD:data.HEAD + len(codes)] = stream.to_ids("text", codes)
+    else:
+        codes = {m: encode(run, m, prompts) for m in given}
+        ids = np.stack([stream.row(kind, [codes[m][i] if m in given else None for m in KINDS[kind]])
+                        for i in range(len(prompts))])
+    settings = settings_for(task, **changes)
+    if not given:
+        settings["guidance"] = 0.0
+    return fill(run, kind, ids, record=record, condition=given, seed=seed, **settings)
+
+
+def holes(run, kind, ids, modality, where):
+    """Mask the positions `where` (slot,) bool of a modality in rows ids (B, L)."""
+    rows, ids = run.stream.describe(kind, ids), ids.copy()
+    at = np.flatnonzero(rows.member[0] == KINDS[kind].index(modality))
+    ids[:, at[np.flatnonzero(where[:len(at)])]] = MASK
+    return ids
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores.
+
+def mean_and_error(values):
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    return (float(values.mean()), float(values.std() / max(1, len(values)) ** 0.5)) if len(values) else (None, None)
+
+
+def toy_cells(n, seed):
+    """The toy world's questions and answer keys: {task: {cell: (prompts, judge of the outputs)}}."""
+    import toyworld
+    cells = {t: {} for t in ("text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "text")}
+    for i, split in enumerate(("seen", "unseen")):
+        for j, (name, things) in enumerate((("one thing", 1), ("two things", 2))):
+            scenes = toyworld.scenes(n, seed + 10 * i + j, split, things)
+            cells["text-to-image"][f"{split}, {name}"] = (
+                [toyworld.caption(s) for s in scenes],
+                lambda out, s=scenes: toyworld.judge_scenes(toyworld.read_pictures(np.stack(out["image"])), s))
+            cells["image-to-text"][f"{split}, {name}"] = (
+                list(toyworld.draw(scenes, seed + 10 * i + j)),
+                lambda out, s=scenes: toyworld.judge_scenes([toyworld.parse_caption(t) for t in out["text"]], s))
+        phrases = toyworld.phrases(n, seed + 10 * i, split)
+        cells["text-to-speech"][split] = (phrases, lambda out, p=phrases: words(
+            toyworld, toyworld.read_speech(out["speech"]), p))
+        cells["speech-to-text"][split] = (toyworld.speak(phrases, seed + 10 * i),
+                                          lambda out, p=phrases: words(toyworld, out["text"], p))
+    cells["text"]["passages"] = ([None] * n, lambda out: {
+        "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
+        "distinct": np.full(n, len(set(out["text"])) / n)})
+    return cells
+
+
+def words(world, texts, wanted):
+    right = world.words_right(texts, wanted)
+    return {"all": right, "whole phrase": right == 1}
+
+
+def own_cells(run, n):
+    """One's own data has no judge: captions and transcripts of held-out items are compared with the real ones."""
+    cells, held = {}, np.load(run.folder / "validation.npz")
+    for task, (kind, targets) in TASKS.items():
+        if targets == ("text",) and kind in run.stream.slots and len(KINDS[kind]) > 1:
+            ids = held[kind][:n].astype(np.int64)
+            truth = decode(run, "text", members_of(run, kind, ids)["text"])
+            cells[task] = {"held out": (ids, lambda out, t=truth: {
+                "all": np.array([word_accuracy(a, b) for a, b in zip(out["text"], t)]),
+                "exact": np.array([a == b for a, b in zip(out["text"], t)])})}
+    return cells
+
+
+def word_accuracy(text, wanted):
+    """1 - word edit distance / number of wanted words, at least 0."""
+    a, b = text.split(), wanted.split()
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row, last = [i], row
+        for j, y in enumerate(b, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (x != y)))
+    return max(0.0, 1 - row[-1] / max(1, len(b)))
+
+
+def score(run, n=200, seed=1_000_003, bound_rows=256):
+    """Judge fresh samples of every task, n a cell, and estimate the bound. See README for the JSON's fields."""
+    toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
+    out = {}
+    for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items():
+        kind, targets = TASKS[task]
+        if kind not in run.stream.slots:
+            continue
+        result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
+        for name, (prompts, judge) in cells.items():
+            if isinstance(prompts, np.ndarray):   # rows of held-out tokens: mask the target
+                ids = holes(run, kind, prompts, "text", np.ones(10**4, bool))
+                made = fill(run, kind, ids, condition=[m for m in KINDS[kind] if m != "text"], **settings_for(task))
+            else:
+                made = generate(run, task, prompts, seed=seed)
+            verdict = judge(made.outputs)
+            cell = {"n": len(prompts)}
+            for attribute, values in verdict.items():
+                mean, error = mean_and_error(values)
+                if mean is not None:
+                    cell[attribute], cell[f"{attribute}_stderr"] = mean, error
+            result["cells"][name] = cell
+            result["n"] += len(prompts)
+            result["nfe"] += made.nfe * len(prompts)
+            result["seconds"] += made.seconds
+        result["nfe"] /= result["n"]
+        pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
+        total = sum(c["n"] for c in pooled)
+        result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
+        result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
+        out[task] = result
+    out["bound"] = bounds(run, bound_rows)
+    return out
+
+
+def units_of(run, modality, codes):
+    """How many characters, pixel-channels or seconds the codes of one item stand for."""
+    if modality == "text":
+        return len(run.tokenizers["text"].decode([codes])[0])
+    config = run.tokenizers[modality].config
+    if modality == "image":
+        return config.height * config.width * config.channels
+    return len(codes) / config.groups * config.step / config.sample_rate
+
+
+@torch.inference_mode()
+def bounds(run, rows=256, rounds=4, seed=11):
+    """The bound on held-out rows by kind and direction: nats and bits a token and a unit, with standard errors."""
+    out, held = {}, np.load(run.folder / "validation.npz")
+    for kind in run.stream.slots:
+        ids = held[kind][:rows].astype(np.int64)
+        directions = {"joint": KINDS[kind]} if len(KINDS[kind]) > 1 else {}
+        for modality in KINDS[kind]:
+            rest = [m for m in KINDS[kind] if m != modality]
+            directions[modality + (f" given {rest[0]}" if rest else "")] = (modality,)
+        for name, members in directions.items():
+            nats = []
+            for i in range(0, len(ids), 64):
+                part = run.stream.describe(kind, ids[i:i + 64])
+                noisy = np.isin(part.member, [KINDS[kind].index(m) for m in members])
+                nats.append(diffusion.bound(run.logits(part), run.on(part.ids), run.on(noisy), run.on(part.low),
+                                            run.on(part.high), MASK, data.rng(seed, i), rounds=rounds)[:, 0].cpu().numpy())
+            nats, part = np.concatenate(nats), run.stream.describe(kind, ids)
+            tokens = np.isin(part.member, [KINDS[kind].index(m) for m in members]).sum(1)
+            mean, error = nats.sum() / tokens.sum(), nats.std() / len(nats) ** 0.5 / tokens.mean()
+            entry = {"rows": len(ids), "nats_per_token": mean, "stderr": error, "bits_per_token": mean / np.log(2),
+                     "nats_per_row": nats.mean()}
+            if len(members) == 1:
+                unit = MODALITIES[members[0]].unit
+                count = sum(units_of(run, members[0], c) for c in codes_in(run, kind, ids, members[0]))
+                entry[f"bits_per_{unit}"] = nats.sum() / np.log(2) / count
+                entry[f"bits_per_{unit}_stderr"] = nats.std() * len(nats) ** 0.5 / np.log(2) / count
+            out[f"{kind}: {name}"] = {k: float(v) if k != "rows" else v for k, v in entry.items()}
+    return out
+
+
+def codes_in(run, kind, ids, modality):
+    """Codes of every item of a modality in rows ids (packed documents one by one)."""
+    if len(KINDS[kind]) > 1:
+        return members_of(run, kind, ids)[modality]
+    rows, out = run.stream.describe(kind, ids), []
+    for i in range(len(ids)):
+        for d in range(1, rows.doc[i].max() + 1):
+            inside = (rows.doc[i] == d) & (rows.member[i] == 0)
+            out.append(run.stream.to_codes(modality, ids[i][inside]))
+    return out
+
+
+def table(scores):
+    """The scores as lines of text."""
+    lines = [f"{'task':15} {'cell':19} {'right':>12}   by attribute"]
+    for task, result in scores.items():
+        for name, cell in result.get("cells", {}).items():
+            rest = ", ".join(f"{k} {100 * v:.0f}%" for k, v in cell.items()
+                             if k not in ("n", "all") and not k.endswith("_stderr"))
+            lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%   {rest}")
+        if "nfe" in result:
+            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
+    lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
+    for name, entry in scores["bound"].items():
+        unit = next((k for k in entry if k.startswith("bits_per_") and "token" not in k), None)
+        lines.append(f"{name:38} {entry['nats_per_token']:8.3f} ± {entry['stderr']:.3f}   {entry['bits_per_token']:.3f} "
+                     "a token" + (f", {entry[unit]:.3f} a {unit[9:]}" if unit else ""))
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The film page: one self-contained HTML file with the stages of unmasking.
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>tinytri</title><style>
+body{font:15px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:64em;padding:0 1em;color:#222;background:#fafafa}
+h2{margin:1.6em 0 .3em} .film{display:flex;gap:8px;overflow-x:auto;align-items:flex-end;margin:.4em 0 1em}
+.film figure{margin:0} figcaption{font-size:11px;color:#777} img{image-rendering:pixelated;display:block;border:1px solid #ccc}
+.text{font:12.5px/1.7 ui-monospace,monospace;background:#fff;border:1px solid #ddd;padding:.4em .6em;margin:2px 0;
+white-space:pre-wrap} i{background:#bbb;border-radius:3px;color:#bbb;font-style:normal;margin:0 1px}
+pre{font-size:12px;background:#fff;border:1px solid #ddd;padding:1em;overflow-x:auto} audio{height:32px;width:220px}
+.prompt{font-weight:600}</style><h1>tinytri: one masked diffusion model, three modalities</h1>
+<p>Everything below was generated from masks by the run's averaged weights: the prompts are held-out items, the samples
+the first ones of seed {seed}, none left out. Grey marks what is still masked.</p><pre>{settings}</pre>{body}</html>
+"""
+
+
+def png(array):
+    """uint8 (H, W, 1 or 3) -> data URI."""
+    from PIL import Image
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def wav(wave):
+    import soundfile
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, data.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def grey_out(picture, masked):
+    """Blend the masked share (h, w) in [0, 1] of a picture uint8 (H, W, C) into a grey that no content has by chance."""
+    share = np.kron(masked, np.ones((picture.shape[0] // masked.shape[0], picture.shape[1] // masked.shape[1])))[..., None]
+    return (picture * (1 - share) + 187 * share).astype(np.uint8)
+
+
+def spectrogram(run, codes):
+    """Codes of a clip -> uint8 (H, W, 3): magnitudes up to 5 kHz over 60 dB, one pixel column a frame."""
+    magnitude = run.tokenizers["speech"].magnitudes([codes])[0].float().cpu().numpy()                # (bins, T)
+    level = 20 * np.log10(np.maximum(magnitude[:320:4][::-1], 1e-5))
+    level = np.clip((level - level.max() + 60) / 60, 0, 1)
+    red, green, blue = (np.interp(level, [0, .35, .7, 1], stops) for stops in
+                        ([8, 80, 235, 255], [8, 30, 110, 250], [30, 130, 70, 200]))
+    return np.stack((red, green, blue), 2).astype(np.uint8)
+
+
+def show_text(run, ids):
+    pieces, codes = [], ids - run.stream.ranges("text", np.arange(len(ids)))[0]
+    for raw, code in zip(ids, codes):
+        if raw != MASK and code >= run.stream.codes["text"][1]:
+            break
+        pieces.append("<i>__</i>" if raw == MASK else html.escape(run.tokenizers["text"].decode([[code]])[0]))
+    return f"<div class=text>{''.join(pieces) or '&nbsp;'}</div>"
+
+
+def show_image(run, ids):
+    config = run.tokenizers["image"].config
+    codes = np.where(ids == MASK, 0, ids - run.stream.start["image"]).astype(np.int64)
+    picture = grey_out(decode(run, "image", [codes])[0], (ids == MASK).reshape(config.grid).astype(float))
+    return f'<img src="{png(picture)}" width=112>'
+
+
+def show_speech(run, ids):
+    groups, size = run.stream.codes["speech"]
+    codes = np.where(ids == MASK, 0, ids - run.stream.ranges("speech", np.arange(len(ids)))[0])
+    ended = (codes >= size) & (ids != MASK)
+    share = (ids == MASK).reshape(-1, groups).mean(1)                                                # (steps,)
+    picture = spectrogram(run, np.where(ended, 0, codes).astype(np.int32))
+    picture = grey_out(picture, np.maximum(share, 0)[None])
+    picture[:, np.repeat(ended.reshape(-1, groups)[:, 0], picture.shape[1] // len(share))] = 255
+    return f'<img src="{png(picture)}" width={2 * picture.shape[1]} height=100>'
+
+
+SHOW = {"text": show_text, "image": show_image, "speech": show_speech}
+
+
+def reel(run, kind, made, row, targets, stages=6):
+    """The film of one sample as HTML: some stages of unmasking, the prompt before them, sound after them."""
+    rows = run.stream.describe(kind, made.film[0])
+    slot = {m: rows.member[row] == i for i, m in enumerate(KINDS[kind])}
+    parts = [f'<div class=prompt>{SHOW[m](run, made.ids[row][slot[m]])}</div>' for m in KINDS[kind] if m not in targets]
+    frames = [made.film[i][row] for i in np.unique(np.linspace(0, len(made.film) - 1, stages).round().astype(int))]
+    for m in (m for m in KINDS[kind] if m in targets):
+        shown = [f"<figure>{SHOW[m](run, f[slot[m]])}</figure>" for f in frames]
+        parts.append("".join(shown) if m == "text" else f"<div class=film>{''.join(shown)}</div>")
+    if "speech" in KINDS[kind]:
+        parts.append(f'<audio controls src="{wav(made.outputs["speech"][row])}"></audio>')
+    return "".join(parts)
+
+
+def film_page(run, samples=3, seed=0):
+    """Write `film.html` into the run folder: every task, and a hole filled in every modality. Returns its path."""
+    held, body = np.load(run.folder / "validation.npz"), []
+    jobs = [(t, *TASKS[t], np.s_[0:1]) for t in TASKS] + [
+        ("infill: the middle of a text", "text", ("text",), np.s_[0.3:0.6]),
+        ("infill: the lower half of a picture", "image-text", ("image",), np.s_[0.5:1]),
+        ("infill: the end of an utterance", "speech-text", ("speech",), np.s_[0.5:1])]
+    for title, kind, targets, part in jobs:
+        if kind not in run.stream.slots:
+            continue
+        ids = held[kind][:samples].astype(np.int64)
+        if kind == "text":                                       # first documents of rows, or a row of nothing but masks
+            slot = run.stream.slots["text"][0] - data.HEAD
+            codes = [codes_in(run, kind, row[None], "text")[0][:slot - 1] for row in ids]
+            ids = np.stack([run.stream.row(kind, [c if title.startswith("infill") else None], slot) for c in codes])
+        if title.startswith("infill"):
+            slot = run.stream.slots[kind][0] if kind != "text" else len(codes[0])
+            if kind == "speech-text":                            # of the longest clip, not of the slot
+                slot = max(len(c) for c in members_of(run, kind, ids)["speech"])
+            where = np.zeros(10**5, bool)
+            where[int(part.start * slot):int(part.stop * slot)] = True
+            ids = holes(run, kind, ids, targets[0], where)
+        else:
+            for m in targets:
+                ids = holes(run, kind, ids, m, np.ones(10**5, bool))
+        task = title if title in TASKS else next(t for t, (k, m) in TASKS.items() if k == kind and m == targets)
+        settings = settings_for(task)
+        if not set(KINDS[kind]) - set(targets):
+            settings["guidance"] = 0.0
+        made = fill(run, kind, ids, record=True, condition=set(KINDS[kind]) - set(targets), seed=seed, **settings)
+        body.append(f"<h2>{title}</h2>" + "".join(reel(run, kind, made, i, targets) for i in range(len(ids))))
+    scores = run.folder / "scores.json"
+    settings = {k: run.config[k] for k in ("steps", "batch_tokens", "rows_per_step", "rule")}
+    text = json.dumps(settings) + ("\n\n" + table(json.loads(scores.read_text())) if scores.exists() else "")
+    path = run.folder / "film.html"
+    path.write_text(PAGE.replace("{seed}", str(seed)).replace("{settings}", html.escape(text))
+                    .replace("{body}", "\n".join(body)), encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+def read_prompt(run, modality, prompt):
+    """A prompt of the command line: text as it is, a picture or clip from a file."""
+    if modality == "text":
+        return prompt
+    if not Path(prompt).exists():
+        raise DataError(f"{prompt}: no such file; this task starts from a {'picture' if modality == 'image' else 'clip'}")
+    if modality == "speech":
+        return data.open_clip(prompt)
+    config = run.tokenizers["image"].config
+    return data.open_picture(prompt, config.height, config.channels)
+
+
+def write_outputs(run, made, folder, stem):
+    """Every output as a file; returns the paths."""
+    import soundfile
+    from PIL import Image
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for modality, samples in made.outputs.items():
+        for i, sample in enumerate(samples):
+            path = folder / f"{stem}-{i}.{ {'text': 'txt', 'image': 'png', 'speech': 'wav'}[modality]}"
+            if modality == "text":
+                path.write_text(sample + "\n", encoding="utf-8")
+            elif modality == "image":
+                Image.fromarray(sample[:, :, 0] if sample.shape[2] == 1 else sample).save(path)
+            else:
+                soundfile.write(path, sample, data.SAMPLE_RATE, subtype="PCM_16")
+            paths.append(path)
+    return paths
+
+
+def infill(run, prompt, hole, caption, seed, changes):
+    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes."""
+    path = Path(prompt)
+    if not path.exists():
+        if "___" not in prompt:
+            raise DataError(f"infill: {prompt!r} is no file and has no ___ in it: mark the hole with ___")
+        codes = [run.stream.to_ids("text", c) for c in encode(run, "text", prompt.split("___"))]
+        filled = [codes[0]] + [p for c in codes[1:] for p in (np.full(int(hole or 3), MASK), c)]
+        ids = np.concatenate(filled)
+        slot = run.stream.slots["text"][0] - data.HEAD
+        if len(ids) >= slot:
+            raise DataError(f"infill: {len(ids)} tokens do not fit into {slot}: shorten the text")
+        row = run.stream.row("text", [[]], min(slot, -(-(len(ids) + 1) // 8) * 8))
+        row[data.HEAD:data.HEAD + len(ids)] = ids
+        return fill(run, "text", row[None], seed=seed, **settings_for("text", **changes))
+    modality = "speech" if path.suffix.lower() in data.CLIPS else "image"
+    kind = next(k for k, members in KINDS.items() if members[0] == modality)
+    codes = encode(run, modality, [read_prompt(run, modality, prompt)])[0]
+    row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
+    first, last = (float(v) for v in str(hole or "0.5:1").split(":"))
+    where = np.zeros(10**5, bool)
+    where[int(first * len(codes)):int(last * len(codes))] = True
+    settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
+    return fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, **settings)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("task", choices=[*TASKS, "infill", "score", "page"])
+    p.add_argument("prompt", nargs="*", help="texts, or files of pictures or clips")
+    p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
+    p.add_argument("--out", default="out", help="folder for what is generated")
+    p.add_argument("--n", type=int, help="samples for each prompt (1), or for each cell of the score (200)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", help="cpu, cuda, mps; the best at hand if not given")
+    p.add_argument("--length", type=int, help="tokens of a text")
+    p.add_argument("--hole", help="infill: tokens of ___ (3), or share of a picture or clip as FROM:TO (0.5:1)")
+    p.add_argument("--caption", help="infill: what the picture shows or the clip says; generated too if not given")
+    p.add_argument("--json", help="score: also write it to this file")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    g = p.add_argument_group("sampler (defaults depend on the task)")
+    g.add_argument("--sampler", choices=diffusion.SAMPLERS)
+    for name in ("steps", "top-k"):
+        g.add_argument(f"--{name}", type=int)
+    for name in ("temperature", "top-p", "guidance", "choice-temperature"):
+        g.add_argument(f"--{name}", type=float)
+    args = p.parse_args()
+    changes = {k: getattr(args, k) for k in ("sampler", "steps", "top_k", "temperature", "top_p", "guidance",
+                                             "choice_temperature")}
+    run = load_run(args.run, torch.device(args.device) if args.device else None)
+    if args.task == "score":
+        scores = score(run, args.n or 200)
+        print(table(scores))
+        if args.json:
+            Path(args.json).write_text(json.dumps(scores, indent=1), encoding="utf-8")
+        return
+    if args.task == "page":
+        return print(film_page(run, seed=args.seed))
+    if args.task == "infill":
+        made = infill(run, " ".join(args.prompt), args.hole, args.caption, args.seed, changes)
+    else:
+        kind, targets = TASKS[args.task]
+        given = next((m for m in KINDS[kind] if m not in targets), None)
+        if given and not args.prompt:
+            raise DataError(f"{args.task} needs a prompt: " + ("a text" if given == "text" else "a file"))
+        texts = [" ".join(args.prompt)] if given in (None, "text") else args.prompt
+        prompts = [read_prompt(run, given or "text", t) for t in texts for _ in range(args.n or 1)]
+        made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
+    for text in made.outputs.get("text", []):
+        print(text)
+    paths = write_outputs(run, made, Path(args.out), f"{args.task}-{args.seed}")
+    print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {', '.join(map(str, paths))}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, ValueError) as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"sample.py: {error}")
