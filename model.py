@@ -160,11 +160,12 @@ class Transformer(nn.Module):
         if config.width % config.head_dim:
             raise ValueError(f"width {config.width} is not a multiple of head_dim {config.head_dim}: change --width")
         self.config = config
-        self.embed = nn.Embedding(config.vocab, config.width)
-        self.place = nn.Embedding(config.places, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_norm = nn.Parameter(torch.ones(config.width))
-        self.unembed = nn.Linear(config.width, config.vocab, bias=False)
+        with torch.random.fork_rng(devices=[]):  # torch's own initial values, replaced below, draw from the global state
+            self.embed = nn.Embedding(config.vocab, config.width)
+            self.place = nn.Embedding(config.places, config.width)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+            self.final_norm = nn.Parameter(torch.ones(config.width))
+            self.unembed = nn.Linear(config.width, config.vocab, bias=False)
         if self.final_norm.device.type != "meta":
             self.init_weights(seed)
 

@@ -1,0 +1,147 @@
+"""The transformer and its parameterisation."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model as models
+
+
+def tiny(**changes):
+    config = models.ModelConfig(**{**dict(vocab=40, places=30, width=32, depth=2, head_dim=16, base_width=32, base_depth=2),
+                                   **changes})
+    return models.Transformer(config, seed=1)
+
+
+def reference(net, ids, place, doc=None):
+    """The same network written again, one row, head and position at a time, in float64."""
+    c, w = net.config, {n: p.detach().double() for n, p in net.named_parameters()}
+    rms = lambda v, g: v / (v.pow(2).mean() + torch.finfo(torch.float32).eps).sqrt() * g
+    rows = []
+    for b in range(len(ids)):
+        L = ids.shape[1]
+        xs = [w["embed.weight"][ids[b, i]] + w["place.weight"][place[b, i]] for i in range(L)]
+        for layer in range(c.depth):
+            p = lambda name: w[f"blocks.{layer}.{name}"]
+            heads = c.width // c.head_dim
+
+            def turned(vector, position):
+                half = c.head_dim // 2
+                angle = [position * c.rope_base ** (-2 * i / c.head_dim) for i in range(half)]
+                out = vector.clone()
+                for i, a in enumerate(angle):
+                    x1, x2 = vector[i], vector[half + i]
+                    out[i], out[half + i] = x1 * math.cos(a) - x2 * math.sin(a), x1 * math.sin(a) + x2 * math.cos(a)
+                return out
+            qkv = [p("qkv.weight") @ rms(x, p("attn_norm")) for x in xs]
+            mixed = []
+            for i in range(L):
+                parts = []
+                for h in range(heads):
+                    at = lambda j, which: qkv[j][which * c.width + h * c.head_dim:which * c.width + (h + 1) * c.head_dim]
+                    seen = [j for j in range(L) if (doc is None or doc[b, i] == doc[b, j]) and not (c.causal and j > i)]
+                    q = turned(rms(at(i, 0), p("q_gain")), i)
+                    score = torch.stack([q @ turned(rms(at(j, 1), p("k_gain")), j) for j in seen]) / c.head_dim ** 0.5
+                    parts.append((score.softmax(0)[:, None] * torch.stack([at(j, 2) for j in seen])).sum(0))
+                mixed.append(p("out.weight") @ torch.cat(parts))
+            scale = c.m_L ** -c.alpha
+            xs = [x + scale * m for x, m in zip(xs, mixed)]
+            for i, x in enumerate(xs):
+                gate, up = (p("gate_up.weight") @ rms(x, p("mlp_norm"))).chunk(2)
+                xs[i] = x + scale * (p("down.weight") @ (gate * torch.sigmoid(gate) * up))
+        rows.append(torch.stack([w["unembed.weight"] @ rms(x, w["final_norm"]) for x in xs]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("changes", [{}, {"causal": True}, {"base_depth": 1, "alpha": 0.5}])
+def test_forward_equals_a_second_implementation(changes):
+    net, g = tiny(**changes), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():  # gains too, so that a forgotten one shows
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
+    ids, place = torch.randint(0, 40, (2, 7), generator=g), torch.randint(0, 30, (2, 7), generator=g)
+    for doc in (None, torch.tensor([[1, 1, 1, 2, 2, 2, -1], [1, 1, 2, 2, 3, 3, 3]])):
+        assert torch.allclose(net(ids, place, doc).double(), reference(net, ids, place, doc), atol=2e-5)
+
+
+def test_select_gives_the_same_logits_at_fewer_positions():
+    net, ids = tiny(), torch.arange(18).view(2, 9)
+    select = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    assert torch.allclose(net(ids, ids, select=select), net(ids, ids)[select], atol=1e-6)
+
+
+def test_attention_is_bidirectional_unless_causal():
+    ids = torch.arange(8)[None]
+    changed = ids.clone()
+    changed[0, -1] = 20
+    for causal in (False, True):
+        net = tiny(causal=causal)
+        moved = (net(ids, ids)[0, 0] - net(changed, ids)[0, 0]).abs().max()
+        assert (moved == 0) == causal
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("group, init_var, lr, eps, decay", [
+    # Complete(d)P, Table 1, for m_N = 4 and m_L = 3, each cell worked out by hand as a function of alpha
+    ("embedding", lambda a: 1, lambda a: 1, lambda a: 1 / 4, lambda a: 1),
+    ("hidden", lambda a: 1 / 4, lambda a: 3 ** (a - 1) / 4, lambda a: 3 ** -a / 4, lambda a: 4),
+    ("norm", lambda a: 1, lambda a: 3 ** (a - 1), lambda a: 3 ** -a / 4, lambda a: 1),
+    ("qk_norm", lambda a: 1, lambda a: 3 ** (a - 1), lambda a: 3 ** -a, lambda a: 1),
+    ("final_norm", lambda a: 1, lambda a: 1, lambda a: 1, lambda a: 1),
+    ("unembedding", lambda a: 1 / 16, lambda a: 1 / 4, lambda a: 1, lambda a: 4),
+])
+def test_every_cell_of_the_completep_table(group, init_var, lr, eps, decay, alpha):
+    got = models.completep(group, 4, 3, alpha)
+    assert got == pytest.approx(dict(init_var=init_var(alpha), lr=lr(alpha), eps=eps(alpha), decay=decay(alpha)))
+
+
+def test_groups_cover_every_parameter_once_and_carry_the_factors():
+    net = tiny(width=128, base_width=32, depth=6, base_depth=2)
+    groups = models.param_groups(net, lr=1e-2, eps=1e-8, weight_decay=0.1)
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in net.parameters()) and len(set(ids)) == len(ids)
+    hidden = next(g for g in groups if g["name"] == "hidden")
+    assert hidden["lr"] == pytest.approx(1e-2 / 4) and hidden["weight_decay"] == pytest.approx(0.4)
+    assert hidden["eps"] == pytest.approx(1e-8 / 12)
+    with pytest.raises(KeyError):
+        models.group_of("blocks.0.adapter.weight")
+
+
+def test_initial_sizes_follow_the_table():
+    narrow, wide = tiny(width=64, base_width=64), tiny(width=512, base_width=64)
+    ratio = lambda name: (dict(wide.named_parameters())[name].std() / dict(narrow.named_parameters())[name].std()).item()
+    assert ratio("blocks.0.qkv.weight") == pytest.approx(8 ** -0.5, rel=0.05)
+    assert ratio("embed.weight") == pytest.approx(1, rel=0.05)
+    assert ratio("unembed.weight") == pytest.approx(1 / 8, rel=0.05)
+
+
+def test_init_depends_on_the_seed_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    a, b = tiny(), tiny()
+    assert all(torch.equal(p, q) for (_, p), (_, q) in zip(a.state_dict().items(), b.state_dict().items()))
+    assert not torch.equal(a.embed.weight, models.Transformer(a.config, seed=2).embed.weight)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_presets_have_the_sizes_they_claim():
+    sizes = {}
+    for preset, vocab in models.PLAN_VOCAB.items():
+        with torch.device("meta"):
+            net = models.build(vocab, 1024, preset)
+        sizes[preset] = models.count(net)
+        assert sizes[preset]["total"] == sum(p.numel() for p in net.parameters())
+    assert 2e6 < sizes["toy"]["total"] < 6e6
+    assert 25e6 < sizes["small"]["total"] < 35e6
+    assert abs(sizes["pilot"]["total"] / 320e6 - 1) < 0.02 and models.PRESETS["pilot"]["width"] == 128 * 7
+    assert abs(sizes["3b"]["total"] / 3e9 - 1) < 0.05 and models.PRESETS["3b"]["width"] == 128 * 22
+
+
+def test_flops_count_the_matrix_products():
+    from torch.utils.flop_counter import FlopCounterMode
+    net, ids = tiny(), torch.zeros(3, 10, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        F.cross_entropy(net(ids, ids).flatten(0, 1), ids.flatten()).backward()
+    # the first layer needs no gradient of its input only for the embedding, which is no product: the counts agree
+    assert models.flops_per_token(net.config, 10) * 30 == pytest.approx(counter.get_total_flops(), rel=1e-6)
