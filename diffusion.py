@@ -47,6 +47,8 @@ class Schedule:
 
 def poly(p):
     """alpha = 1 - t^p; weight p/t (MD4, table 1). p=1 is linear."""
+    if not 0 < p < math.inf:
+        raise ValueError(f"poly:{p:g}: the power must be above 0")
     return Schedule(f"poly:{p:g}", lambda t: 1 - np.power(t, p), lambda t: -p * np.power(t, p - 1.0),
                     lambda m: np.power(m, 1 / p))
 
@@ -200,6 +202,8 @@ def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, esti
     Returns (B, G) float64: the mean over rounds for every row; its average over rows estimates the bound and its
     spread over rows gives the standard error.
     """
+    if estimator not in ("exact-k", "time"):
+        raise ValueError(f"unknown estimator {estimator!r}: choose exact-k or time")
     sched = sched or SCHEDULES["linear"]
     B, G = ids.shape[0], 1 if group is None else int(group.max()) + 1
     total = torch.zeros(B, G, dtype=torch.float64, device=ids.device)
@@ -240,14 +244,15 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0):
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
         drop = p.cumsum(-1) - p >= top_p                              # keep while the mass before is short of top_p
+        drop[:, 0] = False                                            # the best one always stays
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
     return logits
 
 
 def guide(conditional, unconditional, w):
     """Classifier-free guidance: l_u + (1 + w) (l_c - l_u), so w = 0 is none (UniDisc, arXiv 2503.20853, eq. 9)."""
-    mixed = unconditional + (1 + w) * (conditional - unconditional)
-    return torch.where(torch.isneginf(conditional), conditional, mixed)
+    mixed = conditional + w * (conditional - unconditional)               # the same sum; w = 0 changes no bit
+    return torch.where(torch.isneginf(conditional) | torch.isneginf(unconditional), conditional, mixed)
 
 
 def keep_best(score, candidates, count):
@@ -260,7 +265,8 @@ def ancestral(x, state, grid, **_):
     """Ancestral sampling: from mask rate m_t to m_s a masked token is revealed with probability (m_t - m_s)/m_t, the
     last step reveals all (MDLM eq. 7). Exact in the limit of many steps; with few, tokens of one step are independent."""
     for m_t, m_s in zip(grid, grid[1:]):
-        yield state.fill(x, state.hidden(x) & (state.uniform(x.shape) < (m_t - m_s) / m_t))
+        x = state.fill(x, state.hidden(x) & (state.uniform(x.shape) < (m_t - m_s) / m_t))
+        yield x
 
 
 def first_hitting(x, state, grid, **_):
@@ -269,7 +275,8 @@ def first_hitting(x, state, grid, **_):
     many calls as tokens. The times are `hitting_times`."""
     priority = state.uniform(x.shape)
     for _ in range(int(state.hidden(x).sum(1).max())):
-        yield state.fill(x, keep_best(priority, state.hidden(x), torch.ones_like(x[:, 0])))
+        x = state.fill(x, keep_best(priority, state.hidden(x), torch.ones_like(x[:, 0])))
+        yield x
 
 
 def hitting_times(u, start=1.0):
@@ -286,14 +293,16 @@ def confidence(x, state, grid, choice_temperature=1.0, equal=False, **_):
     one token a step it is exact; greedy choices narrow the diversity, and short answers or plain colours come first."""
     n, steps = state.hidden(x).sum(1), len(grid) - 1
     for k in range(steps):
-        left = (n * (1 - (k + 1) / steps) if equal else n * float(grid[k + 1])).floor().long()
+        # integers or float64: in float32 108 * 7/12 falls short of 63
+        left = n * (steps - k - 1) // steps if equal else (n.double() * float(grid[k + 1]) + 1e-9).floor().long()
         hidden = state.hidden(x)
         count = (hidden.sum(1) - left).clamp(min=0)
         if not bool(count.any()):
             continue
         tokens, logp, _ = state.propose(x, hidden & (count > 0)[:, None])
         noise = gumbel(state.uniform(x.shape)) * choice_temperature * (1 - (k + 1) / steps)
-        yield torch.where(keep_best(logp + noise, hidden, count), tokens, x)
+        x = torch.where(keep_best(logp + noise, hidden, count), tokens, x)
+        yield x
 
 
 def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.5, **_):
@@ -306,7 +315,7 @@ def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.5, **_):
     start, steps = state.hidden(x), len(grid) - 1
     if variant == "loop":
         plain = np.interp(np.linspace(0, 1, steps - steps // 2 + 1), np.linspace(0, 1, steps + 1), grid)
-        turn = int(np.abs(plain - loop_at).argmin())
+        turn = int(np.abs(plain[:-1] - loop_at).argmin())             # not the last, where nothing is masked any more
         grid = np.concatenate((plain[:turn + 1], np.full(steps // 2, plain[turn]), plain[turn + 1:]))
     for m_t, m_s in zip(grid, grid[1:]):
         alpha_t, alpha_s = 1 - m_t, 1 - m_s
@@ -316,19 +325,24 @@ def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.5, **_):
         hidden, u = state.hidden(x), state.uniform(x.shape)
         again = start & ~hidden & (u < sigma)
         reveal = hidden & (u < (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
-        yield state.fill(x, reveal).masked_fill(again, state.mask_id)
+        x = state.fill(x, reveal).masked_fill(again, state.mask_id)
+        yield x
 
 
 def entropy_bounded(x, state, grid, budget=0.5, **_):
     """EB sampler (Ben-Hamu et al., arXiv 2505.24857, Alg. 1): reveal the most certain tokens as long as the sum of
     their entropies less the largest one stays within `budget` nats, at least one a step. The sum bounds the error that
     independent draws make, so the number of calls follows the difficulty. Greedy in its order, like MaskGIT."""
-    while bool((hidden := state.hidden(x)).any()):
+    for _ in range(int(state.hidden(x).sum(1).max())):               # bounded: a network that says NaN cannot hang it
+        hidden = state.hidden(x)
+        if not bool(hidden.any()):
+            return
         tokens, _, entropy = state.propose(x, hidden)
         ordered, order = torch.where(hidden, entropy, torch.full_like(entropy, torch.inf)).sort(1)
         # the largest entropy of a sorted prefix is its last, so "sum less largest" is the sum before it
-        keep = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1].cumsum(1)), 1) <= budget
-        yield torch.where(torch.zeros_like(hidden).scatter(1, order, keep) & hidden, tokens, x)
+        keep = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1].cumsum(1)), 1) <= max(budget, 0)
+        x = torch.where(torch.zeros_like(hidden).scatter(1, order, keep) & hidden, tokens, x)
+        yield x
 
 
 SAMPLERS = {"ancestral": ancestral, "first-hitting": first_hitting, "confidence": confidence, "remdm": remdm,
@@ -366,7 +380,7 @@ class State:
             return self.predict(x[rows], where[rows])                                                      # (M, V)
         x, where, left = x[rows], where[rows], self.hidden(x[rows]).sum(1)
         alone = x.masked_fill(self.condition[rows], self.mask_id)
-        conditional, unconditional = self.predict(torch.cat((x, alone)), torch.cat((where, where))).chunk(2)
+        conditional, unconditional = self.predict(torch.cat((x, alone)), torch.cat((where, where))).float().chunk(2)
         clean = 1 - left / self.start[rows] if self.growing else torch.ones_like(left)                     # (b,)
         w = (self.guidance * clean)[:, None].expand(x.shape)[where][:, None]                               # (M, 1)
         return guide(conditional, unconditional, w)                                                        # (M, V)
@@ -410,6 +424,8 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     Returns tokens (B, L), nfe (B,) evaluations made for each row, film (list of x).
     """
     rates = schedule(grid).mask_rate(np.linspace(1, 0, steps + 1)) if isinstance(grid, str) else np.array(grid, float)
+    if len(rates) < 2 or (np.diff(rates) >= 0).any() or not np.allclose(rates[[0, -1]], (1, 0), rtol=0, atol=1e-9):
+        raise ValueError("a sampling grid needs at least one step and mask rates falling strictly from 1 to 0")
     rates[0], rates[-1] = 1.0, 0.0                                    # cos(pi/2) is not quite 0
     if condition is None:
         condition = torch.zeros_like(x, dtype=torch.bool)

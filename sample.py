@@ -125,15 +125,26 @@ def decode(run, modality, codes):
     return tokenizer.decode(codes)
 
 
+def before_content(run, kind, rows):
+    """(B, L) bool: positions with given content after them in their slot, where nothing can have ended yet."""
+    out = np.zeros(rows.ids.shape, bool)
+    for index, modality in enumerate(KINDS[kind]):
+        if MODALITIES[modality].open_end:
+            content = (rows.member == index) & (rows.ids != MASK) & (rows.ids < rows.high - 1)
+            out |= (rows.member == index) & np.maximum.accumulate(content[:, ::-1], 1)[:, ::-1]
+    return out
+
+
 @torch.inference_mode()
 def fill(run, kind, ids, batch=64, record=False, condition=(), **settings):
     """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out."""
     began, out, film, nfe = time.time(), [], [], []
     for i in range(0, len(ids), batch):
         rows = run.stream.describe(kind, ids[i:i + batch])
+        high = rows.high - before_content(run, kind, rows)
         left_out = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
         x, calls, frames = diffusion.sample(
-            run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(rows.high), MASK, condition=run.on(left_out),
+            run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out),
             record=record, **{**settings, "seed": settings.get("seed", 0) * 1_000_003 + i})
         out.append(x.cpu().numpy())
         film.append([f.cpu().numpy() for f in frames])

@@ -139,7 +139,10 @@ def write_json(path, value):
 def gather(args):
     """Sources by kind: one's own data where a flag names some, the toy world otherwise."""
     if not (args.text or args.images or args.speech):
-        sources = data.toy_sources(args.seed)
+        sources = data.toy_sources(args.seed, args.pictures, args.passages, args.utterances)
+        unknown = [k for k in args.kinds if k not in sources]
+        if unknown:
+            raise DataError(f"--kinds: no kind {unknown[0]!r}; choose from {', '.join(sources)}")
         return {k: sources[k] for k in args.kinds}
     sources = {}
     if args.text:
@@ -370,6 +373,9 @@ def parser():
     g.add_argument("--speech", action="append", metavar="DIR", help="metadata.csv and wavs/, or .txt transcripts")
     g.add_argument("--kinds", type=lambda s: s.split(","), default=list(KINDS), help="of the toy world: a subset of "
                    + ",".join(KINDS))
+    g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
+    g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
+    g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
     g.add_argument("--mix", type=shares, default=shares("text=0.15,image-text=0.5,speech-text=0.35"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")

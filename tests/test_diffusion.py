@@ -1,0 +1,996 @@
+"""The diffusion process against independent answers: enumeration, quadrature, exact Markov chains, hand-worked examples.
+
+The oracle network knows the exact conditionals of a small random joint distribution. Statistical tests have fixed seeds
+and limits of 4 standard errors (p about 6e-5), so a failure is a bug, not bad luck.
+"""
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import diffusion as d
+
+MASK = 0                                  # symbols are 1..V
+NAMES = ("linear", "cosine", "poly:0.5", "poly:2", "points")
+POINTS = ([0, 0.2, 0.7, 1], [1, 0.9, 0.3, 0])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(name):
+    return d.from_points(*POINTS) if name == "points" else d.schedule(name)
+
+
+class World:
+    """A joint distribution of L tokens with V symbols, and a network: its exact conditionals, or random logits."""
+
+    def __init__(self, joint, network=None):
+        self.joint = joint = np.asarray(joint, float)                       # (V,) * L
+        self.L, self.V = joint.ndim, joint.shape[0]
+        self.sequences = np.array(list(itertools.product(range(1, self.V + 1), repeat=self.L)))           # (V^L, L)
+        self.p = joint.ravel()
+        self.states = np.array(list(itertools.product(range(self.V + 1), repeat=self.L)))                 # with masks
+        self.conditional = np.stack([self.conditionals(s) for s in self.states])                          # (S, L, V+1)
+        with np.errstate(divide="ignore"):
+            self.logits = np.log(self.conditional)
+        if network is not None:
+            self.logits = np.random.default_rng(network).normal(size=self.logits.shape)
+            e = np.exp(self.logits[..., 1:])
+            self.conditional = np.concatenate((0 * e[..., :1], e / e.sum(-1, keepdims=True)), -1)
+        self.logits[..., MASK] = 3.0        # a network that likes the mask id: only the restriction keeps it out
+        self.table = torch.tensor(self.logits, dtype=torch.float32)
+        self.calls, self.rows = 0, 0
+
+    def conditionals(self, state):
+        fits = ((self.sequences == state) | (state == MASK)).all(1)
+        out = np.zeros((self.L, self.V + 1))
+        for i in range(self.L):
+            np.add.at(out[i], self.sequences[fits, i], self.p[fits])
+        return out / max(self.p[fits].sum(), 1e-300)
+
+    def code(self, x):
+        return (x * (self.V + 1) ** torch.arange(self.L - 1, -1, -1)).sum(1)
+
+    def predict(self, x, where):
+        assert where.any(1).all() and (x[where] == MASK).all(), "only rows and positions that need the network"
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        return self.table[self.code(x)][where]
+
+    def predict_any(self, x, where):
+        """For the bound, which may ask for nothing."""
+        return self.table[self.code(x)][where]
+
+    def ranges(self, rows):
+        low = torch.ones(rows, self.L, dtype=torch.long)
+        return low, low + self.V
+
+    def nll(self, x, masked):
+        """-log p(x_i | the unmasked of x) at the masked i, float64, independent of diffusion.token_nll. (B, L)"""
+        x, masked = np.asarray(x), np.asarray(masked)
+        state = np.where(masked, MASK, x) @ (self.V + 1) ** np.arange(self.L - 1, -1, -1)
+        p = np.take_along_axis(self.conditional[state], x[..., None], -1)[..., 0]
+        return np.where(masked, -np.log(np.where(masked, p, 1)), 0)
+
+    def counts(self, x):
+        """How often each of the V^L sequences occurs in x (B, L)."""
+        x = np.asarray(x)
+        assert (x >= 1).all() and (x <= self.V).all(), "mask id or an id outside the vocabulary in the output"
+        return np.bincount((x - 1) @ self.V ** np.arange(self.L - 1, -1, -1), minlength=self.V ** self.L)
+
+    def entropy(self):
+        return -(self.p[self.p > 0] * np.log(self.p[self.p > 0])).sum()
+
+    def run(self, rows, start=None, **options):
+        """diffusion.sample on `rows` copies of start (all masked), counts of the sequences it gives."""
+        x = torch.zeros(rows, self.L, dtype=torch.long) if start is None else torch.tensor([start] * rows)
+        return d.sample(self.predict, x, *self.ranges(rows), MASK, **options)
+
+
+def random_joint(L, V, seed, floor=0.3):
+    """A strongly dependent joint with no cell too small for a chi-square test."""
+    p = np.random.default_rng(seed).dirichlet(np.full(V ** L, 0.3)) * (1 - floor) + floor / V ** L
+    return p.reshape((V,) * L)
+
+
+WORLD = World(random_joint(3, 3, 1))
+NOISY_NET = World(random_joint(3, 3, 1), network=2)
+TWINS = World([[0.5, 0], [0, 0.5]])            # two tokens, uniform on {00, 11}
+
+
+def chi_square_z(counts, p):
+    """The chi-square statistic as a normal deviate (Wilson and Hilferty); cells without probability must be empty."""
+    counts, p = np.asarray(counts, float), np.asarray(p, float) / np.sum(p)
+    assert (counts[p == 0] == 0).all()
+    expected = counts.sum() * p
+    rare = expected < 8                                                   # such cells are counted together
+    counts, expected = (np.append(a[~rare], a[rare].sum()) for a in (counts, expected))
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    dof = len(expected) - 1
+    return (((counts - expected) ** 2 / expected).sum() / dof) ** (1 / 3) / math.sqrt(2 / (9 * dof)) \
+        - (1 - 2 / (9 * dof)) / math.sqrt(2 / (9 * dof))
+
+
+def assert_law(counts, p):
+    z = chi_square_z(counts, p)
+    assert z < 4, f"chi-square deviate {z:.1f}"
+
+
+def tv(p, q):
+    return 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedules
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedule_derivative_and_inverse(name):
+    s, t, h = make(name), np.linspace(0.013, 0.987, 40), 1e-6
+    np.testing.assert_allclose(s.dalpha(t), (s.alpha(t + h) - s.alpha(t - h)) / (2 * h), rtol=1e-7)
+    np.testing.assert_allclose(s.inverse(s.mask_rate(t)), t, rtol=1e-12)
+    np.testing.assert_allclose(s.mask_rate(s.inverse(t)), t, rtol=1e-12)
+    np.testing.assert_allclose(s.weight(t), -s.dalpha(t) / (1 - s.alpha(t)), rtol=1e-14)
+    np.testing.assert_allclose(s.weight_complement(t), -s.dalpha(t) / s.alpha(t), rtol=1e-14)
+    assert abs(s.alpha(0.0) - 1) < 1e-15 and abs(s.alpha(1.0)) < 1e-15
+    assert np.isscalar(float(s.weight(0.5)))
+
+
+def test_closed_forms_of_the_weights():
+    t = np.linspace(0.01, 0.99, 9)
+    np.testing.assert_allclose(make("linear").weight(t), 1 / t)
+    np.testing.assert_allclose(make("linear").weight_complement(t), 1 / (1 - t))
+    np.testing.assert_allclose(make("poly:2").weight(t), 2 / t)
+    np.testing.assert_allclose(make("poly:0.5").weight(t), 0.5 / t)
+    np.testing.assert_allclose(make("cosine").weight(t), math.pi / 2 * np.tan(math.pi / 2 * (1 - t)))
+    np.testing.assert_allclose(make("poly:1").mask_rate(t), make("linear").mask_rate(t))
+
+
+def test_bad_schedules_are_refused():
+    for name in ("sine", "poly", "poly:", "poly:x", "poly:0", "poly:-1", "poly:inf", "poly:nan"):
+        with pytest.raises(ValueError):
+            d.schedule(name)
+    for t, a in (([0, 1], [1, 0.1]), ([0.1, 1], [1, 0]), ([0, 0.5, 0.5, 1], [1, 0.6, 0.5, 0]), ([0, 0.5, 1], [1, 1, 0])):
+        with pytest.raises(ValueError):
+            d.from_points(t, a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bound
+
+def subsets(positions):
+    return [s for n in range(len(positions) + 1) for s in itertools.combinations(positions, n)]
+
+
+def subset_cost(world, x, among, group=None):
+    """{subset S of `among`: sum over i in S of -log p(x_i | the rest)} for one sequence."""
+    out = {}
+    for s in subsets(among):
+        masked = np.isin(np.arange(world.L), s)[None]
+        nll = world.nll(x[None], masked)[0]
+        out[s] = nll.sum() if group is None else nll[group].sum()
+    return out
+
+
+def order_average(world, x, among, group=None):
+    """The bound in its any-order form: the mean over orders of the chain rule's -log p. No schedule, no weight."""
+    total = 0.0
+    for order in itertools.permutations(among):
+        for i, position in enumerate(order):
+            if group is None or group[position]:
+                hidden = np.isin(np.arange(world.L), order[i:])[None]
+                total += world.nll(x[None], hidden)[0, position]
+    return total / math.factorial(len(among))
+
+
+def quadrature(world, x, sched, low=0.0, high=1.0, complement=False, among=None, hidden=()):
+    """Integral over t of weight(t) * E_mask[sum over masked -log p], Gauss-Legendre in s with t = s^2."""
+    among = tuple(range(world.L)) if among is None else among
+    cost = {}
+    for s in subsets(among):                             # `hidden` positions are masked without loss
+        nll = world.nll(x[None], np.isin(np.arange(world.L), s + tuple(hidden))[None])[0]
+        cost[s] = nll[list(s)].sum()
+    edges = np.sqrt(np.unique(np.clip([low, high, *POINTS[0]], low, high)))
+    node, w = np.polynomial.legendre.leggauss(40)
+    total = 0.0
+    for a, b in zip(edges, edges[1:]):
+        s = (a + b) / 2 + (b - a) / 2 * node
+        t, m = s * s, sched.mask_rate(s * s)
+        rate, weight = (1 - m, sched.weight_complement(t)) if complement else (m, sched.weight(t))
+        expected = sum(rate ** len(S) * (1 - rate) ** (len(among) - len(S)) * c for S, c in cost.items())
+        total += ((b - a) / 2 * w * 2 * s * weight * expected).sum()
+    return total
+
+
+class Scripted:
+    """A generator that makes bound() visit every order and every k once: rows are k-major, then sequence, then order."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def random(self, shape=None):
+        return 0.5 / len(self.noise) if shape is None else self.noise
+
+    def permutation(self, n):
+        return np.arange(n) if np.isscalar(n) else n
+
+
+def exact_bound(world, sequences, among, **options):
+    """The expectation of bound(estimator="exact-k") for each sequence: the mean over its rows of a scripted call."""
+    orders = list(itertools.permutations(range(world.L)))
+    n, count = len(among), len(sequences)
+    ids = np.tile(np.repeat(sequences, len(orders), 0), (n, 1))
+    noise = np.tile(np.array(orders) / world.L, (count * n, 1))
+    noisy = torch.tensor(np.isin(np.arange(world.L), among)).expand(len(ids), -1)
+    group = options.pop("group", None)
+    group = None if group is None else torch.tensor(group).expand(len(ids), -1)
+    nats = d.bound(world.predict_any, torch.tensor(ids), noisy, *world.ranges(len(ids)), MASK, Scripted(noise), group=group)
+    return nats.numpy().reshape(n, count, len(orders), -1).mean((0, 2))                                  # (count, G)
+
+
+@pytest.mark.parametrize("world", (WORLD, NOISY_NET), ids=("oracle", "random"))
+def test_bound_equals_the_enumeration(world):
+    """bound() over all masks = mean over orders of the chain rule = sum over k and subsets, for every sequence."""
+    among = tuple(range(world.L))
+    nats = exact_bound(world, world.sequences, among)[:, 0]
+    orders = np.array([order_average(world, x, among) for x in world.sequences])
+    np.testing.assert_allclose(nats, orders, atol=1e-6)
+    for x, value in zip(world.sequences[::5], orders[::5]):
+        by_k = sum(c / (len(s) * math.comb(world.L, len(s))) for s, c in subset_cost(world, x, among).items() if s)
+        assert abs(by_k - value) < 1e-12
+    if world is WORLD:
+        np.testing.assert_allclose(nats, -np.log(world.p), atol=1e-6)          # tight for every sequence
+        assert abs(world.p @ nats - world.entropy()) < 1e-6
+    else:
+        assert world.p @ nats > world.entropy() + 0.1
+
+
+def test_worked_example_of_the_docstring():
+    x = torch.tensor([[1, 1], [1, 1]])
+    nats = d.bound(TWINS.predict_any, x, x > 0, *TWINS.ranges(2), MASK, Scripted(np.array([[0.1, 0.9], [0.1, 0.9]])))[:, 0]
+    np.testing.assert_allclose(nats, [0, 2 * math.log(2)], atol=1e-7)          # k = 1: 2 * 0; k = 2: 1 * 2 ln 2
+    assert abs(nats.mean() - TWINS.entropy()) < 1e-7
+
+
+@pytest.mark.parametrize("world", (WORLD, NOISY_NET), ids=("oracle", "random"))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_schedule_has_the_same_bound(name, world):
+    among = (0, 1, 2)
+    for x in world.sequences[3::8]:
+        value = order_average(world, x, among)
+        assert abs(quadrature(world, x, make(name)) - value) < 1e-6
+        assert abs(quadrature(world, x, make(name), complement=True) - value) < 1e-6
+
+
+def test_conditional_bounds_and_groups():
+    """A subset of noisy positions gives the conditional entropy; the groups' terms are right and sum to the whole."""
+    joint, sequences = WORLD.joint, WORLD.sequences
+    nats = exact_bound(WORLD, sequences, (0, 2))[:, 0]
+    given = joint.sum((0, 2))
+    conditional = WORLD.entropy() + (given * np.log(given)).sum()
+    assert abs(WORLD.p @ nats - conditional) < 1e-6
+    group = np.array([1, 0, 1])
+    for world in (WORLD, NOISY_NET):
+        split = exact_bound(world, sequences, (0, 1, 2), group=group)                                    # (27, 2)
+        np.testing.assert_allclose(split.sum(1), exact_bound(world, sequences, (0, 1, 2))[:, 0], atol=1e-6)
+        for g in (0, 1):
+            want = [order_average(world, x, (0, 1, 2), group == g) for x in sequences]
+            np.testing.assert_allclose(split[:, g], want, atol=1e-6)
+
+
+def mean_and_error(values):
+    return np.mean(values), np.std(values) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("estimator,name", (("exact-k", "linear"), ("time", "linear"), ("time", "cosine"), ("time", "poly:0.5")))
+def test_estimators_are_unbiased(estimator, name):
+    """Rows with 0, 1, 2 and 3 noisy tokens, each against its own exact value, over many independent calls."""
+    rng, sched = np.random.default_rng(3), make(name)
+    ids = torch.tensor(NOISY_NET.sequences[[5, 8, 17, 22, 26, 1]])
+    noisy = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+    low, high = NOISY_NET.ranges(len(ids))
+    draws = np.stack([d.bound(NOISY_NET.predict_any, ids, noisy, low, high, MASK, rng, rounds=10, estimator=estimator,
+                              sched=sched)[:, 0].numpy() for _ in range(400)])                           # (400, B)
+    for x, where, values in zip(ids.numpy(), noisy.numpy(), draws.T):
+        among = tuple(np.flatnonzero(where))
+        want = order_average(NOISY_NET, x, among)
+        if estimator == "time" and among:           # this estimator knows times in [T_MIN, 1 - T_MIN] only
+            inside = quadrature(NOISY_NET, x, sched, d.T_MIN, 1 - d.T_MIN, among=among) / (1 - 2 * d.T_MIN)
+            assert abs(inside / want - 1) < (0.04 if name == "poly:0.5" else 0.002)      # sqrt(T_MIN) of the mask rates
+            want = inside
+        mean, error = mean_and_error(values)
+        assert abs(mean - want) <= 4 * error + 1e-6, (mean, want, error)       # 1e-6: the network is float32
+    with pytest.raises(ValueError):
+        d.bound(NOISY_NET.predict_any, ids, noisy, low, high, MASK, rng, estimator="exact")
+
+
+def estimates(world, x, times, lossy, member, u, sched, complement, weighting="bound"):
+    """One value of the weighted loss a row, from mask_tokens and the world's own -log p."""
+    ids = torch.tensor(x).expand(len(u), -1)
+    noised, masked, weight, _ = d.mask_tokens(ids, member.expand(len(u), -1), times, lossy, torch.tensor(u), MASK, sched,
+                                              complement, weighting)
+    nll = world.nll(ids, noised == MASK)
+    return (weight.double().numpy() * nll * masked.numpy()).sum(1)
+
+
+@pytest.mark.parametrize("name", ("linear", "cosine"))
+def test_complement_is_unbiased_with_less_than_half_the_variance(name):
+    rng, sched, n, x = np.random.default_rng(4), make(name), 60000, WORLD.sequences[14]
+    t, u = rng.uniform(d.T_MIN, 1 - d.T_MIN, n), rng.random((n, 3))
+    times, lossy = d.member_times(t, 1, None, None)
+    one, other = (estimates(WORLD, x, times, lossy, torch.zeros(3).long(), u, sched, c) for c in (False, True))
+    scale = 1 / (1 - 2 * d.T_MIN)
+    for values, complement in ((one, False), (other, True)):
+        want = quadrature(WORLD, x, sched, d.T_MIN, 1 - d.T_MIN, complement) * scale
+        mean, error = mean_and_error(values)
+        assert abs(mean - want) < 4 * error and abs(want / order_average(WORLD, x, (0, 1, 2)) - 1) < 0.003
+    assert ((one + other) / 2).var() < 0.5 * one.var()
+    # two independent masks would have correlation 0, here with a standard error of 1 / sqrt(n) = 0.004
+    assert np.corrcoef(one, other)[0, 1] < -4 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("mode", list(d.PAIR_MODES))
+def test_pair_modes_give_their_conditional_bounds(mode):
+    """Loss of a pair in each mode = the exact integral with the other member clean, masked, or noised as well."""
+    rng, sched, n, x = np.random.default_rng(5), make("linear"), 40000, NOISY_NET.sequences[19]
+    member = torch.tensor([0, 1, 0])
+    positions = {0: (0, 2), 1: (1,)}
+    times, lossy = d.member_times(rng.uniform(d.T_MIN, 1 - d.T_MIN, n), 2, {mode: 1.0}, rng.random(n))
+    among = tuple(sorted(sum((positions[i] for i, m in enumerate(d.PAIR_MODES[mode]) if m is d.NOISED), ())))
+    hidden = sum((positions[i] for i, m in enumerate(d.PAIR_MODES[mode]) if m == 1.0), ())
+    u = rng.random((n, 3))
+    for complement in (False, True):
+        mean, error = mean_and_error(estimates(NOISY_NET, x, times, lossy, member, u, sched, complement))
+        want = quadrature(NOISY_NET, x, sched, d.T_MIN, 1 - d.T_MIN, complement, among, hidden) / (1 - 2 * d.T_MIN)
+        assert abs(mean - want) < 4 * error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward process
+
+def test_stratified_times():
+    for n, u in ((1, 0.3), (7, 0.0), (64, 0.999999), (100, 0.5)):
+        t = d.stratified_times(n, u)
+        assert t.min() >= d.T_MIN and t.max() <= 1 - d.T_MIN
+        stratum = np.floor((t - d.T_MIN) / (1 - 2 * d.T_MIN) * n + 1e-9).astype(int)
+        assert sorted(stratum) == list(range(n))
+
+
+def test_mask_tokens_members_complement_and_weights():
+    rng = np.random.default_rng(6)
+    B, L = 200, 8
+    member = torch.tensor([-1, 0, 0, 0, -1, 1, 1, 1]).expand(B, -1)
+    ids, u = torch.tensor(rng.integers(1, 9, (B, L))), torch.tensor(rng.random((B, L)))
+    times, lossy = d.member_times(rng.random(B), 2, {m: 1 for m in d.PAIR_MODES}, rng.random(B))
+    sched = make("cosine")
+    (x, masked, weight, noisy), (x2, masked2, weight2, noisy2) = (
+        d.mask_tokens(ids, member, times, lossy, u, MASK, sched, c) for c in (False, True))
+    token_time = torch.tensor(times).gather(1, member.clamp(min=0))
+    token_lossy = torch.tensor(lossy).gather(1, member.clamp(min=0)) & (member >= 0)
+    assert torch.equal(noisy, token_lossy) and torch.equal(noisy2, token_lossy)
+    assert torch.equal(masked ^ masked2, noisy) and not (masked & masked2).any()                # strict complement
+    m = torch.tensor(sched.mask_rate(np.clip(token_time.numpy(), d.T_MIN, 1 - d.T_MIN)))
+    assert torch.equal(masked, noisy & (u < m))
+    for y, hit in ((x, masked), (x2, masked2)):
+        absent = (member >= 0) & ~noisy & (token_time == 1)
+        assert torch.equal(y == MASK, hit | absent)                  # clean members and specials never, absent always
+        assert torch.equal(y[y != MASK], ids[y != MASK])
+    t = token_time[noisy].clamp(d.T_MIN, 1 - d.T_MIN)
+    want = math.pi / 2 * torch.tan(math.pi / 2 * (1 - t))
+    np.testing.assert_allclose(weight[noisy], want, rtol=1e-6)
+    want = math.pi / 2 * torch.sin(math.pi / 2 * (1 - t)) / (1 - torch.cos(math.pi / 2 * (1 - t)))
+    np.testing.assert_allclose(weight2[noisy], want, rtol=1e-6)
+    assert weight.dtype == torch.float32 and torch.isfinite(weight).all() and torch.isfinite(weight2).all()
+
+
+def test_reweighting():
+    w, m = np.array([100.0, 2.0, 1.0]), np.array([0.01, 0.5, 1.0])
+    assert d.reweight(w, m) is w
+    np.testing.assert_allclose(d.reweight(w, m, "capped", cap=10), [10, 2, 1])
+    np.testing.assert_allclose(d.reweight(w, m, "unweighted"), [2, 2, 2])
+    with pytest.raises(ValueError):
+        d.reweight(w, m, "none")
+    # "unweighted" has the bound's size when every token costs the same: integral of 2 * -alpha' * m is 1
+    t = (np.arange(100000) + 0.5) / 100000
+    for name in ("linear", "cosine", "poly:2", "points"):
+        s = make(name)
+        for rate, weight in ((s.mask_rate(t), s.weight(t)), (s.alpha(t), s.weight_complement(t))):
+            assert abs((d.reweight(weight, rate, "unweighted") * rate).mean() - 1) < 1e-4
+
+
+@pytest.mark.parametrize("weighting", ("capped", "unweighted"))
+def test_weightings_reach_mask_tokens(weighting):
+    ids, t = torch.ones(2, 1).long(), np.array([[0.02], [0.9]])
+    for complement, weight, rate in ((False, 1 / t, t), (True, 1 / (1 - t), 1 - t)):
+        got = d.mask_tokens(ids, ids - 1, t, t > 0, torch.rand(2, 1), MASK, make("linear"), complement, weighting)[2]
+        want = np.minimum(weight, 10) if weighting == "capped" else 2 * weight * rate
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_member_times_shares():
+    rng, n = np.random.default_rng(7), 20000
+    share = {"joint": 2, "first|second": 1, "second|first": 0, "first": 4, "second": 0}
+    t = rng.random(n)
+    times, lossy = d.member_times(t, 2, share, rng.random(n))
+    kinds = {m: (lossy == [v is d.NOISED for v in d.PAIR_MODES[m]]).all(1) & np.all(
+        [(times[:, i] == (t if v is d.NOISED else v)) for i, v in enumerate(d.PAIR_MODES[m])], 0) for m in share}
+    counts = np.array([k.sum() for k in kinds.values()])
+    assert counts.sum() == n
+    assert_law(counts, np.array(list(share.values())))
+    edge, _ = d.member_times(np.full(2, 0.5), 2, {"joint": 0, "first": 0.1, "second": 0.2}, np.array([0.0, 1 - 2 ** -53]))
+    np.testing.assert_array_equal(edge, [[0.5, 1.0], [1.0, 0.5]])
+    times, lossy = d.member_times(t, 1, share, None)
+    assert times.shape == (n, 1) and lossy.all() and (times[:, 0] == t).all()
+
+
+def test_mask_exactly_is_exact_and_uniform():
+    rng, n = np.random.default_rng(8), 12000
+    noisy = torch.tensor([1, 0, 1, 1, 0, 1]).bool().expand(n, -1)
+    ids, u = torch.full((n, 6), 3), torch.tensor(rng.random((n, 6)))
+    k = torch.arange(n) % 5
+    x, masked = d.mask_exactly(ids, noisy, k, u, MASK)
+    assert torch.equal(masked.sum(1), k) and not (masked & ~noisy).any() and torch.equal(x == MASK, masked)
+    pairs = masked[k == 2][:, noisy[0]].numpy() @ [1, 2, 4, 8]
+    assert_law(np.bincount(pairs, minlength=16)[[3, 5, 6, 9, 10, 12]], np.ones(6))              # all 6 pairs alike
+
+
+def test_systematic_counts():
+    n = torch.tensor([1, 2, 3, 4, 6, 12, 0])
+    grid = (np.arange(8400) + 0.5) / 8400                  # 8400 / n is whole: each k must come exactly as often
+    k = torch.stack([d.systematic_counts(n, u) for u in grid])                                           # (8400, 7)
+    for i, top in enumerate(n.tolist()):
+        want = [8400 // top] * top if top else [8400]
+        assert np.bincount(k[:, i].numpy())[-len(want):].tolist() == want and k[:, i].max() == top
+    assert (k[:, 6] == 0).all()
+    same = d.systematic_counts(torch.full((40,), 10), 0.123)               # within a batch: spread evenly
+    assert np.bincount(same.numpy())[1:].tolist() == [4] * 10
+    assert (d.systematic_counts(torch.full((3,), 5), 1 - 2 ** -53) <= 5).all()
+
+
+def test_weighted_terms_divide_by_the_noised():
+    nll, weight = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 1.0, 0.5])
+    out = d.weighted_terms(nll, weight, torch.tensor([0, 1, 1]), torch.tensor([4, 8, 0]))
+    assert out.tolist() == [0.5, 0.5, 0.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# token_nll
+
+def test_token_nll():
+    g = torch.Generator().manual_seed(0)
+    logits, low = torch.randn(50, 9, generator=g) * 3, torch.randint(0, 4, (50,), generator=g)
+    high = low + torch.randint(1, 6, (50,), generator=g)
+    target = low + (torch.rand(50, generator=g) * (high - low)).long()
+    z = logits.double().numpy()
+    want = [math.log(np.exp(r[a:b]).sum()) - r[k] for r, a, b, k in zip(z, low, high, target)]
+    got = d.token_nll(logits, target, low, high)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    assert torch.equal(got, d.token_nll(logits, target, low, high, chunk=7)) and (got[high - low == 1] == 0).all()
+    half = logits.bfloat16()
+    assert d.token_nll(half, target, low, high).dtype == torch.float32
+    assert torch.equal(d.token_nll(half, target, low, high), d.token_nll(half.float(), target, low, high))
+    logits[torch.arange(9) >= high[:, None]] = 1e4                     # what lies outside the range has no say
+    assert torch.equal(got, d.token_nll(logits, target, low, high))
+    assert d.token_nll(logits[:0], target[:0], low[:0], high[:0]).shape == (0,)
+    leaf = torch.randn(5, 9, requires_grad=True)
+    d.token_nll(leaf, target[:5], low[:5], high[:5]).sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers against exact laws
+
+def step_matrix(world, reveal, remask):
+    """Transition matrix between all (V+1)^L states when tokens are revealed, or masked again, independently."""
+    out = np.ones((len(world.states), 1))
+    for i in range(world.L):
+        at, hidden = world.states[:, i], world.states[:, i] == MASK
+        move = np.where(hidden[:, None], reveal * world.conditional[:, i], (1 - remask) * np.eye(world.V + 1)[at])
+        move[:, MASK] = np.where(hidden, 1 - reveal, remask)
+        out = (out[:, :, None] * move[:, None, :]).reshape(len(out), -1)
+    return out
+
+
+def chain(world, steps):
+    """Law of the final sequence after steps [(reveal, remask), ...], from all masked; no mask may be left."""
+    p = np.zeros(len(world.states))
+    p[0] = 1
+    for reveal, remask in steps:
+        p = p @ step_matrix(world, reveal, remask)
+    done = (world.states != MASK).all(1)
+    assert abs(p[done].sum() - 1) < 1e-9
+    return p[done]
+
+
+def remdm_steps(rates, sigma_of):
+    """(reveal, remask) of ReMDM from the posterior: alpha_s - (1 - sigma) alpha_t over 1 - alpha_t, and sigma."""
+    out = []
+    for m_t, m_s in zip(rates, rates[1:]):
+        sigma = sigma_of(m_t, m_s, min(1.0, m_s / (1 - m_t)) if m_t < 1 else 1.0)
+        out.append((((1 - m_s) - (1 - sigma) * (1 - m_t)) / m_t, sigma))
+    return out
+
+
+def cosine_rates(steps):
+    return np.cos(math.pi / 2 * np.linspace(0, 1, steps + 1)) * (np.arange(steps + 1) < steps)
+
+
+@pytest.mark.parametrize("sampler,options", (
+    ("first-hitting", {}),
+    ("entropy", dict(budget=0.0)),
+    ("ancestral", dict(grid="linear", steps=250)),
+    ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6)),
+    ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6, equal=True)),
+))
+def test_exact_samplers_reproduce_the_joint(sampler, options):
+    rows = 8000 if sampler == "ancestral" else 20000
+    assert_law(WORLD.counts(WORLD.run(rows, sampler=sampler, seed=1, **options)[0]), WORLD.p)
+
+
+REMDM = {"cap": lambda eta: lambda m_t, m_s, top: min(eta, top), "rescale": lambda eta: lambda m_t, m_s, top: eta * top,
+         "loop": lambda eta: lambda m_t, m_s, top: min(eta, top) if m_t == m_s else 0.0}
+
+
+def loop_rates(steps, at):
+    """Half of the steps at the rate nearest to `at`, the others along the cosine, read off at the fractions j/n."""
+    plain = steps - steps // 2
+    rates = np.interp(np.arange(plain + 1) / plain, np.arange(steps + 1) / steps, cosine_rates(steps))
+    turn = min(range(plain), key=lambda j: abs(rates[j] - at))
+    return np.array([*rates[:turn + 1], *[rates[turn]] * (steps // 2), *rates[turn + 1:]])
+
+
+@pytest.mark.parametrize("steps", (1, 2, 3, 6))
+@pytest.mark.parametrize("variant", ("ancestral", *REMDM))
+def test_few_steps_have_the_law_of_their_markov_chain(variant, steps):
+    """ancestral and ReMDM with few steps (not exact) against the matrix product of their own transitions."""
+    if variant == "ancestral":
+        law = chain(WORLD, remdm_steps(cosine_rates(steps), lambda *_: 0.0))
+        x = WORLD.run(20000, sampler="ancestral", steps=steps, seed=2)[0]
+    else:
+        rates = loop_rates(steps, 0.2) if variant == "loop" else cosine_rates(steps)
+        law = chain(WORLD, remdm_steps(rates, REMDM[variant](0.3)))
+        x = WORLD.run(20000, sampler="remdm", variant=variant, eta=0.3, loop_at=0.2, steps=steps, seed=2)[0]
+    assert_law(WORLD.counts(x), law)
+    if steps == 1:
+        marginals = [WORLD.joint.sum(tuple({0, 1, 2} - {i})) for i in range(3)]
+        np.testing.assert_allclose(law, np.einsum("i,j,k->ijk", *marginals).ravel(), atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", REMDM)
+def test_remdm_is_exact_on_a_fine_grid(variant):
+    """The chain tends to the joint as the grid gets finer (its error is computed), and the sampler follows."""
+    eta, sizes = (0.02, (15, 60, 240))
+    error = []
+    for steps in sizes:
+        rates = loop_rates(steps, 0.2) if variant == "loop" else cosine_rates(steps)
+        error.append(tv(chain(WORLD, remdm_steps(rates, REMDM[variant](eta))), WORLD.p))
+    assert error[0] > error[1] > error[2] and error[2] < 0.01, error
+    rows = 6000             # sampling alone makes a total variation of about 0.4 * sum sqrt(p / rows) = 0.024
+    x = WORLD.run(rows, sampler="remdm", variant=variant, eta=eta, loop_at=0.2, steps=sizes[-1], seed=3)[0]
+    assert_law(WORLD.counts(x), WORLD.p)
+
+
+def test_remdm_masks_again_and_keeps_the_mask_rate():
+    """After every step the share of masked tokens is the grid's rate, though tokens come and go."""
+    rows, rates = 4000, cosine_rates(8)
+    for options, want in ((dict(variant="cap", eta=0.2), rates), (dict(variant="rescale", eta=0.5), rates),
+                          (dict(variant="loop", eta=0.2, loop_at=0.3), loop_rates(8, 0.3))):
+        _, _, film = WORLD.run(rows, sampler="remdm", steps=8, seed=4, record=True, **options)
+        share = np.array([(f == MASK).double().mean() for f in film])
+        np.testing.assert_allclose(share, want, atol=4 * 0.5 / math.sqrt(3 * rows))
+        assert any(((a != MASK) & (b == MASK)).any() for a, b in zip(film, film[1:]))
+
+
+@pytest.mark.parametrize("K", (1, 2, 4, 10))
+def test_two_twins_in_K_steps_have_the_predicted_error(K):
+    """Both tokens fall into the same step with probability 1/K and then disagree half of the time: TV = 1/(2K)."""
+    law = chain(TWINS, [(1 / (K - k), 0.0) for k in range(K)])
+    assert abs(tv(law, TWINS.p) - 1 / (2 * K)) < 1e-12
+    rows = 20000
+    counts = TWINS.counts(TWINS.run(rows, sampler="ancestral", grid="linear", steps=K, seed=5)[0])
+    wrong = (counts[1] + counts[2]) / rows
+    assert abs(wrong - 1 / (2 * K)) < 4 * math.sqrt(0.25 / K / rows)
+    assert_law(counts, law)
+
+
+def test_entropy_budget_sets_parallelism():
+    """No budget: one uncertain token a call, with all the certain ones; a large one: all at once, independent."""
+    x, nfe, _ = WORLD.run(20000, sampler="entropy", budget=100.0, seed=6)
+    marginals = [WORLD.joint.sum(tuple({0, 1, 2} - {i})) for i in range(3)]
+    assert_law(WORLD.counts(x), np.einsum("i,j,k->ijk", *marginals).ravel())
+    assert (nfe == 1).all()
+    copies = np.zeros((3, 3, 3))
+    copies[[0, 1, 2], [0, 1, 2], [0, 1, 2]] = (0.5, 0.3, 0.2)
+    copies = World(copies)
+    for budget in (0.0, -1.0):
+        x, nfe, _ = copies.run(2000, sampler="entropy", budget=budget, seed=7)
+        assert_law(copies.counts(x)[[0, 13, 26]], (0.5, 0.3, 0.2))
+        assert (nfe == 2).all()
+    counts = TWINS.counts(TWINS.run(20000, sampler="entropy", budget=0.7, seed=8)[0])          # 0.7 > ln 2
+    assert_law(counts, np.full(4, 0.25))
+    assert (TWINS.counts(TWINS.run(200, sampler="entropy", budget=0.69, seed=8)[0])[[1, 2]] == 0).all()
+
+
+def test_entropy_reveals_the_longest_prefix_within_the_budget():
+    world, budget = World(random_joint(4, 2, 9)), 0.6
+    _, _, film = world.run(100, sampler="entropy", budget=budget, seed=9, record=True)
+    several = 0
+    for before, after in zip(film, film[1:]):
+        for a, b in zip(before.numpy(), after.numpy()):
+            hidden = np.flatnonzero(a == MASK)
+            if not len(hidden):
+                continue
+            q = world.conditional[a @ 3 ** np.arange(3, -1, -1)][hidden, 1:]
+            h = -(q * np.log(q)).sum(1)
+            best = max((n for n in range(1, len(h) + 1) if np.sort(h)[:n].sum() - np.sort(h)[n - 1] <= budget))
+            assert set(np.flatnonzero(a != b)) == set(hidden[np.argsort(h)[:best]])
+            several += 1 < best < len(h)
+    assert several
+
+
+def greedy_law(world, state=None):
+    """Exact law of the confidence sampler without noise, one token a step: propose all, keep the likeliest proposal."""
+    state = [MASK] * world.L if state is None else state
+    hidden = [i for i in range(world.L) if state[i] == MASK]
+    if not hidden:
+        return (np.arange(len(world.p)) == np.flatnonzero((world.sequences == state).all(1))[0]).astype(float)
+    q = world.conditional[np.array(state) @ (world.V + 1) ** np.arange(world.L - 1, -1, -1)]
+    keep = {}
+    for tokens in itertools.product(range(1, world.V + 1), repeat=len(hidden)):
+        p = np.array([q[i, v] for i, v in zip(hidden, tokens)])
+        best = int(p.argmax())
+        keep[hidden[best], tokens[best]] = keep.get((hidden[best], tokens[best]), 0) + p.prod()
+    return sum(p * greedy_law(world, [v if j == i else s for j, s in enumerate(state)]) for (i, v), p in keep.items())
+
+
+def test_greedy_confidence_is_biased_even_with_an_exact_network():
+    """Its order depends on the proposed values, and a rejected proposal is drawn anew: likely values are favoured.
+
+    Two independent tokens, (0.6, 0.4) and (0.7, 0.3). The first call keeps the second token if it proposes its likely
+    value (0.7 beats 0.6 and 0.4), else the first token, and the second is then drawn anew from (0.7, 0.3): its unlikely
+    value survives with probability 0.3 * 0.3 = 0.09 instead of 0.3, while the first token keeps its law.
+    """
+    world = World(np.outer([0.6, 0.4], [0.7, 0.3]))
+    law = np.outer([0.6, 0.4], [0.91, 0.09]).ravel()
+    np.testing.assert_allclose(greedy_law(world), law, atol=1e-12)
+    options = dict(sampler="confidence", choice_temperature=0.0)
+    for extra in (dict(grid="linear", steps=2), dict(equal=True, steps=2)):
+        assert_law(world.counts(world.run(20000, seed=10, **options, **extra)[0]), law)
+    law = greedy_law(WORLD)
+    assert tv(law, WORLD.p) > 0.1
+    assert_law(WORLD.counts(WORLD.run(20000, seed=11, grid="linear", steps=3, **options)[0]), law)
+
+
+def test_confidence_noise_is_annealed_gumbel():
+    """The weight of the noise is choice_temperature * (1 - (k+1)/N): two tokens in two steps, by integration.
+
+    Position 1 is certain (log p = 0), position 0 has log p = -ln 4 for each of four symbols: with noise of scale
+    c = T / 2 the first step keeps position 0 with the logistic probability 1 / (1 + 4^(1/c)).
+    """
+    joint = np.zeros((4, 4))
+    joint[:, 0] = 0.25
+    world, T, rows = World(joint), 3.0, 20000
+    _, _, film = world.run(rows, sampler="confidence", grid="linear", steps=2, choice_temperature=T, seed=12, record=True)
+    share = (film[1][:, 0] != MASK).double().mean().item()
+    want = 1 / (1 + 4 ** (2 / T))
+    assert abs(share - want) < 4 * math.sqrt(want * (1 - want) / rows)
+
+
+def test_confidence_counts_are_exact():
+    """The number still masked: n - ceil-share exactly, for every n and N, where floats would fall short of an integer."""
+    L = 108
+    x = torch.zeros(L, L, dtype=torch.long).masked_fill(torch.arange(L) > torch.arange(L)[:, None], 1)   # n = 1..108
+    low, n = torch.ones_like(x), torch.arange(1, L + 1)
+
+    def flat(x, where):
+        return torch.zeros(int(where.sum()), 3)
+
+    for steps in (12, 19, 108):
+        for options in (dict(equal=True), dict(grid="linear")):
+            _, _, film = d.sample(flat, x, low, low + 2, MASK, sampler="confidence", steps=steps, record=True, **options)
+            seen = {int(n @ (f == MASK).sum(1)) for f in film}
+            want = {int(n @ (n * (steps - k) // steps)) for k in range(steps + 1)}
+            assert seen == want
+    _, _, film = d.sample(flat, x, low, low + 2, MASK, sampler="confidence", steps=12, record=True)      # MaskGIT's grid
+    for k, f in enumerate(film):
+        want = [math.floor(m * math.cos(math.pi / 2 * k / 12) + 1e-9) for m in n.tolist()]
+        assert (f == MASK).sum(1).tolist() == want
+
+
+def test_hitting_times_have_the_law_of_order_statistics():
+    rng, n, rows = np.random.default_rng(13), 5, 4000
+    t = np.stack([d.hitting_times(u) for u in rng.random((rows, n))])
+    assert (np.diff(t, axis=1) < 0).all()
+    for k in range(n):
+        mean, error = mean_and_error(t[:, k])
+        assert abs(mean - (n - k) / (n + 1)) < 4 * error
+        j = n - k                                     # the j-th smallest of n uniforms: a binomial tail
+        s = np.sort(t[:, k])
+        cdf = sum(math.comb(n, i) * s ** i * (1 - s) ** (n - i) for i in range(j, n + 1))
+        ks = max(np.abs(cdf - np.arange(rows) / rows).max(), np.abs(cdf - np.arange(1, rows + 1) / rows).max())
+        assert ks < math.sqrt(math.log(2 / 1e-4) / 2 / rows)                       # Kolmogorov's law at 1e-4
+    np.testing.assert_allclose(d.hitting_times(np.array([0.3, 0.6]), 0.5), 0.5 * d.hitting_times(np.array([0.3, 0.6])))
+    np.testing.assert_allclose(d.hitting_times(np.array([0.25, 0.6])), [0.5, 0.3])             # by hand
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contracts of sampling
+
+ALL = (
+    dict(sampler="ancestral", steps=12), dict(sampler="first-hitting"), dict(sampler="confidence", steps=7),
+    dict(sampler="confidence", steps=3, equal=True, choice_temperature=0.0), dict(sampler="remdm", steps=12, eta=0.3),
+    dict(sampler="remdm", steps=12, variant="rescale", eta=0.5), dict(sampler="remdm", steps=2, variant="loop", loop_at=0.05),
+    dict(sampler="remdm", steps=9, variant="loop", loop_at=0.2), dict(sampler="entropy"),
+    dict(sampler="ancestral", steps=1), dict(sampler="confidence", grid="poly:2", steps=40),
+    dict(sampler="ancestral", grid=[1, 0.7, 0.2, 0]),
+)
+IDS = [" ".join(map(str, o.values())) for o in ALL]
+
+
+def ragged_start(rows=60):
+    """Rows with 0..4 masked tokens of 4, the rest given."""
+    rng = np.random.default_rng(14)
+    x = rng.integers(1, 4, (rows, 4))
+    for i, row in enumerate(x):
+        row[rng.permutation(4)[:i % 5]] = MASK
+    return torch.tensor(x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("guidance", (0.0, 1.0), ids=("plain", "guided"))
+@pytest.mark.parametrize("options", ALL, ids=IDS)
+def test_sampling_contracts(options, guidance):
+    """No mask left, given tokens kept, the film whole, evaluations counted, a pure function of the seed."""
+    world, x = World(random_joint(4, 3, 15)), ragged_start()
+    low, high = world.ranges(len(x))
+    condition = torch.zeros_like(x).bool()
+    condition[:, 0] = True
+    settings = dict(seed=16, guidance=guidance, condition=condition, **options)
+    before, copy = torch.get_rng_state(), x.clone()
+    y, nfe, film = d.sample(world.predict, x, low, high, MASK, record=True, **settings)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(x, copy)
+    assert ((y >= 1) & (y <= 3)).all() and torch.equal(y[x != MASK], x[x != MASK])
+    assert torch.equal(film[0], x) and torch.equal(film[-1], y)
+    revealed = sum(((a == MASK) & (b != MASK)).any(1).long() for a, b in zip(film, film[1:]))
+    again = sum(((a != MASK) & (b == MASK)).any().long() for a, b in zip(film, film[1:]))
+    assert options["sampler"] == "remdm" or again == 0
+    branches = 2 if guidance else 1
+    assert int(nfe.sum()) == world.rows and (nfe[(x != MASK).all(1)] == 0).all()
+    if options["sampler"] == "remdm":                # a token may be revealed from and masked in one step, so at least
+        assert (nfe >= branches * revealed).all()
+    else:
+        assert torch.equal(nfe, branches * revealed)
+    assert world.calls <= len(film) - 1
+    again, nfe2, none = d.sample(world.predict, x, low, high, MASK, **settings)
+    assert torch.equal(y, again) and torch.equal(nfe, nfe2) and none == []
+    assert not torch.equal(y, d.sample(world.predict, x, low, high, MASK, **{**settings, "seed": 17})[0])
+
+
+def test_nothing_to_fill_makes_no_call():
+    for options in ALL:
+        def never(x, where):
+            raise AssertionError("called")
+        x = torch.ones(3, 4).long()
+        y, nfe, _ = d.sample(never, x, x, x + 3, MASK, **options)
+        assert torch.equal(x, y) and not nfe.any()
+
+
+def test_idle_steps_make_no_call():
+    world = World(TWINS.joint)
+    _, nfe, film = world.run(2, sampler="ancestral", grid="linear", steps=100, seed=18, record=True)
+    assert len(film) == 101 and world.calls <= 4 and (nfe <= 2).all()
+
+
+@pytest.mark.parametrize("sampler,options", (
+    ("first-hitting", {}), ("entropy", dict(budget=0.0)), ("ancestral", dict(grid="linear", steps=200)),
+    ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6)),
+    ("remdm", dict(steps=300, eta=0.02)),
+))
+def test_infilling_is_exact_conditioning(sampler, options):
+    """The middle token given, its neighbours filled in: the law is the joint divided by the given token's share."""
+    law = np.where(WORLD.sequences[:, 1] == 2, WORLD.p, 0)
+    x = WORLD.run(6000, start=[MASK, 2, MASK], sampler=sampler, seed=19, **options)[0]
+    assert_law(WORLD.counts(x), law)
+
+
+def test_grids_are_checked():
+    for grid in ([0.5, 0.2, 0], [1, 0.5], [1, 0.5, 0.5, 0], [0, 1], [1.0]):
+        with pytest.raises(ValueError):
+            WORLD.run(2, grid=grid)
+    with pytest.raises(ValueError):
+        WORLD.run(2, steps=0)
+    with pytest.raises(ValueError):
+        WORLD.run(2, grid="sine")
+    given, same = np.array([1, 0.6, 0.3, 0]), np.array([1, 0.6, 0.3, 0])
+    WORLD.run(2, grid=given)
+    assert (given == same).all()
+
+
+def test_a_network_of_nan_cannot_hang_the_entropy_sampler():
+    x = torch.zeros(2, 3).long()
+    d.sample(lambda x, where: torch.full((int(where.sum()), 4), math.nan), x, x + 1, x + 4, MASK, sampler="entropy")
+
+
+# Guidance
+
+def guided_law(conditional, unconditional, w):
+    p = conditional ** (1 + w) * unconditional ** -w
+    return p / p.sum()
+
+
+def test_guide_closed_form_and_edges():
+    rng = np.random.default_rng(20)
+    c, u = rng.dirichlet(np.ones(5), 3), rng.dirichlet(np.ones(5), 3)
+    lc, lu = torch.tensor(np.log(c)) + 0.7, torch.tensor(np.log(u)) - 1.3             # unnormalised logits do as well
+    for w in (-0.5, 0.0, 1.0, 2.5):
+        want = np.stack([guided_law(a, b, w) for a, b in zip(c, u)])
+        np.testing.assert_allclose(d.guide(lc, lu, w).softmax(-1), want, rtol=1e-10)
+    assert torch.equal(d.guide(lc.float(), lu.float(), torch.zeros(3, 1)), lc.float())
+    inf = torch.tensor([[0.1, -math.inf, -math.inf, 0.3]])
+    other = torch.tensor([[0.2, 0.5, -math.inf, -math.inf]])
+    for w in (0.0, 1.0, 3.0):                     # forbidden stays forbidden, nothing becomes nan or +inf
+        out = d.guide(inf, other, w)
+        assert torch.isneginf(out).tolist() == [[False, True, True, False]] and not torch.isnan(out).any()
+
+
+@pytest.mark.parametrize("sampler", ("first-hitting", "ancestral", "confidence", "remdm", "entropy"))
+def test_guided_single_token_has_the_closed_form(sampler):
+    world = World(random_joint(2, 4, 21))
+    given, w, rows = 3, 1.5, 10000
+    condition = torch.tensor([[True, False]]).expand(rows, -1)
+    law = guided_law(world.joint[given - 1] / world.joint[given - 1].sum(), world.joint.sum(0), w)
+    assert tv(law, world.joint[given - 1] / world.joint[given - 1].sum()) > 0.05
+    x, nfe, _ = world.run(rows, start=[given, MASK], sampler=sampler, steps=1, guidance=w, condition=condition, seed=22)
+    assert_law(np.bincount(x[:, 1] - 1, minlength=4), law)
+    assert (nfe == 2).all() and world.calls == 1 and world.rows == 2 * rows
+
+
+def test_zero_guidance_equals_none_bit_by_bit():
+    x = ragged_start()
+    world = World(random_joint(4, 3, 15))
+    low, high = world.ranges(len(x))
+    condition = torch.zeros_like(x).bool()
+    condition[:, 0] = True
+    plain = d.sample(world.predict, x, low, high, MASK, seed=23)
+    zero = d.sample(world.predict, x, low, high, MASK, seed=23, guidance=0.0, condition=condition)
+    assert torch.equal(plain[0], zero[0]) and torch.equal(plain[1], zero[1])
+    # growing guidance is 0 while nothing is revealed: one call for everything equals no guidance
+    grown = d.sample(world.predict, x, low, high, MASK, seed=23, steps=1, guidance=5.0, growing=True, condition=condition)
+    assert torch.equal(grown[0], d.sample(world.predict, x, low, high, MASK, seed=23, steps=1)[0])
+    strong = d.sample(world.predict, x, low, high, MASK, seed=23, steps=1, guidance=5.0, condition=condition)
+    assert not torch.equal(grown[0], strong[0])
+
+
+@pytest.mark.parametrize("growing", (False, True))
+def test_guidance_over_two_tokens_in_random_order(growing):
+    """The condition and two tokens: first one with weight w (growing: 0), then the other with w (growing: w / 2)."""
+    given, w, rows = 2, 1.2, 20000
+    joint = WORLD.joint                                             # (condition, a, b)
+    first, second = (0.0, w / 2) if growing else (w, w)
+    law = np.zeros((3, 3))
+    for one in (0, 1):                                              # which of the two comes first
+        j = joint if one == 0 else joint.transpose(0, 2, 1)
+        p = guided_law(j[given - 1].sum(1) / j[given - 1].sum(), j.sum((0, 2)), first)
+        for a in range(3):
+            q = guided_law(j[given - 1, a] / j[given - 1, a].sum(), j[:, a].sum(0) / j[:, a].sum(), second)
+            both = 0.5 * p[a] * q
+            law[(a, slice(None)) if one == 0 else (slice(None), a)] += both
+    condition = torch.tensor([[True, False, False]]).expand(rows, -1)
+    x = WORLD.run(rows, start=[given, MASK, MASK], sampler="first-hitting", guidance=w, growing=growing,
+                  condition=condition, seed=24)[0]
+    assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == given], law.ravel())
+
+
+# Temperature, top-k, top-p, vocabularies
+
+@pytest.mark.parametrize("T", (0.5, 1.0, 2.0))
+def test_temperature_closed_form(T):
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    world = World(p)
+    counts = world.counts(world.run(20000, sampler="ancestral", steps=1, temperature=T, seed=25)[0])
+    assert_law(counts, p ** (1 / T))
+    if T != 1:
+        assert chi_square_z(counts, p) > 10
+    assert (world.run(50, sampler="ancestral", steps=1, temperature=0.0)[0] == 1).all()
+
+
+def kept(p, **options):
+    return torch.isfinite(d.filter_logits(torch.tensor(p).log()[None], **options))[0].tolist()
+
+
+def test_top_k_and_top_p_keep_the_right_sets():
+    p = [0.125, 0.5, 0.0625, 0.25, 0.0625]
+    assert kept(p) == [True] * 5
+    assert kept(p, top_k=1) == [False, True, False, False, False]
+    assert kept(p, top_k=3) == [True, True, False, True, False]
+    assert kept(p, top_k=4) == [True] * 5                          # a tie for the last place: both stay
+    assert kept(p, top_k=0) == kept(p, top_k=5) == kept(p, top_k=9) == [True] * 5
+    assert kept(p, top_p=0.5) == [False, True, False, False, False]          # exactly reached: no more
+    assert kept(p, top_p=0.51) == [False, True, False, True, False]
+    assert kept(p, top_p=0.76) == [True, True, False, True, False]
+    assert sum(kept(p, top_p=0.9)) == 4
+    assert kept(p, top_p=0.0) == kept(p, top_p=1e-9) == [False, True, False, False, False]     # never empty
+    assert kept([0.0, 1.0, 0.0], top_p=0.9) == [False, True, False]          # all mass on one
+    assert kept([0.0, 1.0, 0.0], top_k=2) == [False, True, False]
+    assert kept([0.25] * 4, top_k=2) == [True] * 4 and sum(kept([0.25] * 4, top_p=0.5)) == 2
+    # top-p acts on what temperature and top-k leave: T = 1/2 squares; of {.5, .25} the first holds 2/3
+    assert kept(p, temperature=0.5, top_p=0.7) == [False, True, False, False, False]
+    assert kept(p, top_k=2, top_p=0.6) == [False, True, False, False, False]
+    for row in d.filter_logits(torch.tensor([p, p[::-1]]).log(), top_k=2):      # each row by itself
+        assert torch.isfinite(row).sum() == 2
+
+
+def test_top_k_through_sample_renormalises():
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    counts = World(p).counts(World(p).run(20000, sampler="first-hitting", top_k=2, seed=26)[0])
+    assert counts[2:].sum() == 0
+    assert_law(counts, [0.4, 0.3, 0, 0])
+
+
+@pytest.mark.parametrize("options", ALL, ids=IDS)
+def test_each_position_keeps_to_its_own_ids(options):
+    """A network that prefers ids out of range, a different range at every position; probabilities are renormalised."""
+    low, high = torch.tensor([1, 3, 5, 6]), torch.tensor([3, 5, 6, 9])
+    logits = torch.linspace(-4, 4, 10)
+    x = torch.zeros(300, 4).long()
+    y = d.sample(lambda x, where: logits.expand(int(where.sum()), -1), x, low.expand(300, -1), high.expand(300, -1), MASK,
+                 temperature=3.0, seed=27, **options)[0]
+    assert ((y >= low) & (y < high)).all() and (y[:, 2] == 5).all()
+    for i in (0, 1, 3):
+        assert y[:, i].unique().tolist() == list(range(low[i], high[i]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise in float64
+
+def test_gumbel_caps_and_edges():
+    top32, top64 = torch.tensor(1 - 2.0 ** -24, dtype=torch.float32), torch.tensor(1 - 2.0 ** -53, dtype=torch.float64)
+    assert 16.6 < d.gumbel(top32) < 16.7 and 36.7 < d.gumbel(top64) < 36.8
+    zero = d.gumbel(torch.zeros(1, dtype=torch.float64))
+    assert torch.isfinite(zero).all() and zero < -6
+    g = d.gumbel(torch.rand(20000, dtype=torch.float64, generator=torch.Generator().manual_seed(28)))
+    assert abs(g.mean() - 0.5772157) < 4 * math.pi / math.sqrt(6 * len(g))
+
+
+def rare_share(gap, dtype):
+    """P(a token `gap` nats below another wins the Gumbel race), the other's noise integrated out exactly."""
+    if dtype == torch.float32:            # its top 2^18 values one by one: each has the probability 2^-24
+        u, weight = (1 - torch.arange(1, 2 ** 18 + 1, dtype=torch.float64) * 2.0 ** -24).float(), 2.0 ** -24
+    else:
+        y = (torch.arange(36000, dtype=torch.float64) + 0.5) / 1000                    # u = 1 - exp(-y), y up to 36
+        u, weight = -torch.expm1(-y), torch.exp(-y) / 1000
+    return float((weight * torch.exp(-torch.exp(gap - d.gumbel(u).double()))).sum())
+
+
+def test_float32_noise_loses_rare_tokens():
+    """A token 12 nats down is drawn as often as it should in both; 17 nats down 40% are lost in float32, 20 down all."""
+    for gap in (12, 17, 20):
+        assert abs(rare_share(gap, torch.float64) * (1 + math.exp(gap)) - 1) < 1e-3
+    ratio = {gap: rare_share(gap, torch.float32) * (1 + math.exp(gap)) for gap in (12, 17, 20)}
+    assert abs(ratio[12] - 1) < 0.02 and ratio[20] < 1e-9
+    c = math.exp(17) / 2 ** 24                        # what is left below the cap: (1 + c) exp(-c)
+    assert ratio[17] < 0.75 and abs(ratio[17] - (1 + c) * math.exp(-c)) < 0.15
+
+
+def test_samplers_draw_in_float64(monkeypatch):
+    """The uniforms have more than 24 bits, and the largest of them brings out a token 30 nats down."""
+    seen, real = [], d.gumbel
+
+    def spy(u):
+        seen.append(u)
+        return real(u)
+    monkeypatch.setattr(d, "gumbel", spy)
+    WORLD.run(500, sampler="confidence", steps=3, seed=29)
+    for u in seen:
+        assert u.dtype == torch.float64 and ((u * 2 ** 24) % 1 != 0).double().mean() > 0.9
+    top = torch.tensor([[0.5, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
+    monkeypatch.setattr(d.State, "uniform", lambda self, shape: top if tuple(shape) == (1, 3) else top[:, :1] * 0)
+    x = torch.zeros(1, 1).long()
+    y = d.sample(lambda x, where: torch.tensor([[9.0, 0.0, -30.0]]), x, x + 1, x + 3, MASK, sampler="ancestral", steps=1)[0]
+    assert y.item() == 2

@@ -1,0 +1,221 @@
+"""Training: the batch rule, the step, and one run from nothing to a film page."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import diffusion
+import model as models
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("tokens, batch, kappa, lr", [(1e9, 64, 0.773, 0.879), (1e8, 32, 1.064, 1.032), (1e7, 16, 1.466, 1.211),
+                                                      (6.4e12, 4096, 1.046, 1.023)])
+def test_batch_rule_gives_the_known_values(tokens, batch, kappa, lr):
+    base = {**train.BASE, "tokens": 13e9, "batch": 256}
+    rule = train.batch_rule(batch, tokens, base)
+    assert rule["kappa"] == pytest.approx(kappa, abs=6e-4) and rule["lr"] / base["lr"] == pytest.approx(lr, abs=6e-4)
+    assert rule["beta2"] == pytest.approx(base["beta2"] ** rule["kappa"])
+    assert rule["eps"] * rule["lr"] == pytest.approx(base["eps"] * base["lr"])
+
+
+def test_batch_rule_recovers_the_two_known_rules():
+    twice = train.batch_rule(2 * train.BASE["batch"], 5 * train.BASE["tokens"], gamma=0)      # Malladi et al.: B alone
+    assert twice["kappa"] == 2 and 1 - twice["beta1"] == pytest.approx(2 * (1 - train.BASE["beta1"]), rel=0.06)
+    r = train.batch_rule(2 * train.BASE["batch"], 5 * train.BASE["tokens"], gamma=1)           # Complete(d)P: m_B / m_D
+    assert r["kappa"] == pytest.approx(2 / 5)
+    assert train.batch_rule(train.BASE["batch"], train.BASE["tokens"]) == {"kappa": 1.0, **{k: train.BASE[k] for k in (
+        "lr", "beta1", "beta2", "eps", "weight_decay", "ema")}}
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    factors = [train.lr_factor(s, 100, 10) for s in range(100)]
+    assert factors[0] == 0.1 and factors[9] == 1 and max(factors) == 1 and factors[-1] < 1e-3
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:])) and train.lr_factor(100, 100, 10) == 0
+    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def options(*flags):
+    return train.parser().parse_args(list(flags))
+
+
+def toy_stream():
+    stream = data.Stream({"text": (1, 10), "image": (1, 4), "speech": (2, 6)},
+                         {"text": [32], "image-text": [4, 5], "speech-text": [8, 5]})
+    rng = np.random.default_rng(0)
+    rows = {"text": stream.pack("text", [rng.integers(0, 10, n) for n in rng.integers(2, 20, 60)]),
+            "image-text": np.stack([stream.row("image-text", [rng.integers(0, 4, 4), rng.integers(0, 10, 3)]) for _ in range(40)]),
+            "speech-text": np.stack([stream.row("speech-text", [rng.integers(0, 6, 6), rng.integers(0, 10, 2)]) for _ in range(40)])}
+    net = models.Transformer(models.ModelConfig(stream.vocab, stream.places, width=32, depth=2, head_dim=16, base_width=32,
+                                                base_depth=2))
+    return stream, rows, net
+
+
+def no_autocast():
+    return torch.autocast("cpu", enabled=False)
+
+
+def test_a_batch_of_mixed_kinds_equals_its_parts():
+    stream, rows, net = toy_stream()
+    args = options()
+    batch = train.noised(data.Batches(stream, rows, {k: 6 for k in rows}, 0), 3, args, diffusion.schedule("linear"))
+    train.backward(net, net.trunk, batch, no_autocast)
+    together = {n: p.grad.clone() for n, p in net.named_parameters()}
+    total = sum(int(b["counts"].sum()) for b in batch.values())
+    net.zero_grad()
+    summed = {n: torch.zeros_like(p) for n, p in net.named_parameters()}
+    for kind, b in batch.items():
+        train.backward(net, net.trunk, {kind: b}, no_autocast)
+        for n, p in net.named_parameters():
+            summed[n] += p.grad * int(b["counts"].sum()) / total
+        net.zero_grad()
+    assert all(torch.allclose(together[n], summed[n], atol=1e-6) for n in summed)
+
+
+def test_the_loss_is_the_sum_written_out():
+    stream, rows, net = toy_stream()
+    batch = train.noised(data.Batches(stream, rows, {k: 4 for k in rows}, 0), 0, options(), diffusion.schedule("cosine"))
+    terms, loss = train.backward(net, net.trunk, batch, no_autocast)
+    want, tokens = 0.0, 0
+    for b in batch.values():
+        logits = net(b["x"], b["place"], b["doc"]).double()
+        at = b["masked"].nonzero().tolist()
+        for (i, j), target, low, high, weight in zip(at, b["target"].tolist(), b["low"].tolist(), b["high"].tolist(), b["weight"].tolist()):
+            want -= weight * logits[i, j, low:high].log_softmax(0)[target - low].item()
+        tokens += int(b["counts"].sum())
+    assert float(loss) == pytest.approx(want / tokens, rel=1e-5)
+    assert set(terms) == {"text/text", "image-text/image", "image-text/text", "speech-text/speech", "speech-text/text"}
+
+
+def test_batches_and_masks_are_a_function_of_seed_and_step():
+    stream, rows, _ = toy_stream()
+    make = lambda step, *flags: train.noised(data.Batches(stream, rows, {k: 4 for k in rows}, 0), step, options(*flags),
+                                             diffusion.schedule("linear"))
+    a, b = make(5), make(5)
+    assert all(torch.equal(a[k]["x"], b[k]["x"]) for k in a)
+    assert any(not torch.equal(a[k]["x"], c) for k in a for c in (make(6)[k]["x"], make(5, "--seed", "1")[k]["x"]))
+
+
+def test_complement_doubles_the_views_of_the_same_items():
+    stream, rows, _ = toy_stream()
+    batch = train.noised(data.Batches(stream, rows, {"text": 4}, 0), 0, options(), diffusion.schedule("linear"))["text"]
+    first, second = batch["masked"].chunk(2)
+    noisy = batch["counts"][0] // 2
+    assert not (first & second).any() and (first | second).sum() == noisy
+
+
+TINY = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "8", "--speech-steps", "4",
+        "--pictures", "60", "--passages", "60", "--utterances", "24", "--device", "cpu", "--score-n", "2")
+
+
+def run(*command, check=True):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert not check or done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    return folder, run("train.py", "--run", folder, "--steps", "6", "--log-every", "2", *TINY)
+
+
+def test_end_to_end(trained):
+    folder, done = trained
+    assert {f.name for f in folder.iterdir()} >= {"config.json", "checkpoint.pt", "text.json", "image.pt", "speech.pt", "log.jsonl",
+                                                  "film.html", "scores.json", "validation.npz"}
+    scores = json.loads((folder / "scores.json").read_text())
+    assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "bound"}
+    for task, result in scores.items():
+        if task != "bound":
+            assert 0 <= result["accuracy"] <= 1 and result["n"] >= 2 and result["nfe"] > 0 and result["seconds"] > 0
+    assert len(scores["bound"]) == 7 and all(0 < b["nats_per_token"] < 20 for b in scores["bound"].values())
+    assert "text-to-image" in done.stdout and not list(folder.rglob("*.tmp"))
+    page = (folder / "film.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 10 and "data:audio/wav" in page and "http" not in page
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 2, 4, 5]
+
+
+def test_every_task_writes_its_output(trained, tmp_path):
+    folder, _ = trained
+    call = lambda *args: run("sample.py", "--run", folder, "--out", tmp_path, *args).stdout
+    call("text-to-image", "a small red circle on white", "--steps", "3")
+    call("image-to-text", tmp_path / "text-to-image-0-0.png")
+    call("text-to-speech", "twenty one", "--steps", "3")
+    call("speech-to-text", tmp_path / "text-to-speech-0-0.wav")
+    call("infill", "the red circle is ___ the blue square.")
+    infilled = (tmp_path / "infill-0-0.txt").read_text()
+    call("infill", tmp_path / "text-to-image-0-0.png", "--hole", "0.5:1", "--caption", "a small red circle on white", "--steps", "3")
+    names = {f.name for f in tmp_path.iterdir()}
+    assert {"text-to-image-0-0.png", "image-to-text-0-0.txt", "text-to-speech-0-0.wav", "speech-to-text-0-0.txt",
+            "infill-0-0.txt", "infill-0-0.png"} <= names
+    assert infilled.startswith("the red circle is") and "the blue square." in infilled
+
+
+def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path):
+    whole, _ = trained
+    folder = tmp_path / "run"
+    import shutil
+    shutil.copytree(whole, folder)
+    script = ("import sys, train, torch; real = train.lr_factor\n"
+              "def stop(step, *a):\n"
+              "    if step == 4: raise KeyboardInterrupt\n"
+              "    return real(step, *a)\n"
+              "train.lr_factor = stop; sys.argv = ['train.py', *sys.argv[1:]]; train.main()")
+    for f in ("image.pt", "speech.pt", "text.json"):
+        shutil.copy(folder / f, tmp_path / f)
+    broken = run("-c", script, "--run", folder, "--steps", "6", "--save-every", "3", *TINY, check=False)
+    assert broken.returncode != 0 and torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
+    run("train.py", "--resume", "--run", folder)
+    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (whole, folder))
+    assert a["step"] == b["step"] == 6
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert all(torch.equal(x, y) for x, y in zip(a["ema"], b["ema"]))
+
+
+@pytest.mark.parametrize("kinds", ["text", "image-text", "speech-text", "text,speech-text"])
+def test_any_subset_of_the_modalities_trains(kinds, tmp_path):
+    run("train.py", "--run", tmp_path / "r", "--steps", "2", *TINY, "--kinds", kinds)
+    assert list(json.loads((tmp_path / "r" / "config.json").read_text())["stream"]["slots"]) == kinds.split(",")
+
+
+def test_own_data_trains_and_is_scored(tmp_path):
+    import soundfile
+    from PIL import Image
+    pictures, speech = tmp_path / "pictures", tmp_path / "speech"
+    pictures.mkdir(), (speech / "wavs").mkdir(parents=True)
+    for i in range(12):
+        Image.fromarray(np.full((12, 12), 20 * i, np.uint8)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"grey number {i}", encoding="utf-8")
+        soundfile.write(speech / "wavs" / f"{i}.flac", 0.3 * np.sin(np.arange(3000 + 500 * i) * 0.02 * (i + 1)), 16000)
+    (speech / "metadata.csv").write_text("".join(f"{i}|tone {i}\n" for i in range(12)), encoding="utf-8")
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question. " * 40, encoding="utf-8")
+    done = run("train.py", "--run", tmp_path / "r", "--steps", "2", *TINY, "--text", tmp_path / "t.txt", "--images", pictures,
+               "--speech", speech)
+    assert "image-to-text" in done.stdout and "bits" in done.stdout
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["stream"]["slots"]["image-text"][0] == 9
+
+
+def test_errors_are_one_line(tmp_path):
+    for command, word in ((("train.py", "--text", tmp_path / "none.txt"), "none.txt"),
+                          (("train.py", "--images", tmp_path), "metadata.jsonl"),
+                          (("train.py", "--resume", "--run", tmp_path / "none"), "no checkpoint"),
+                          (("train.py", "--device", "abacus"), "--device"),
+                          (("sample.py", "text", "--run", tmp_path / "none"), "train.py --run")):
+        done = run(*command, *(("--run", tmp_path / "r") if "--run" not in command else ()), check=False)
+        assert done.returncode != 0 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_plan_prints_the_papers_size():
+    out = run("train.py", "--plan", "--preset", "3b").stdout
+    assert "width 2816, depth 22" in out and "GiB" in out and "7754" in out
