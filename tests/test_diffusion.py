@@ -1,4 +1,4 @@
-"""The diffusion process against independent answers: enumeration, quadrature, exact Markov chains, hand-worked examples.
+"""The diffusion process against independent answers: enumeration, quadrature, exact Markov chains, worked examples.
 
 The oracle network knows the exact conditionals of a small random joint distribution. Statistical tests have fixed seeds
 and limits of 4 standard errors (p about 6e-5), so a failure is a bug, not bad luck.
@@ -156,7 +156,8 @@ def test_bad_schedules_are_refused():
     for name in ("sine", "poly", "poly:", "poly:x", "poly:0", "poly:-1", "poly:inf", "poly:nan"):
         with pytest.raises(ValueError):
             d.schedule(name)
-    for t, a in (([0, 1], [1, 0.1]), ([0.1, 1], [1, 0]), ([0, 0.5, 0.5, 1], [1, 0.6, 0.5, 0]), ([0, 0.5, 1], [1, 1, 0])):
+    for t, a in (([0, 1], [1, 0.1]), ([0.1, 1], [1, 0]), ([0, 0.5, 0.5, 1], [1, 0.6, 0.5, 0]),
+                 ([0, 0.5, 1], [1, 1, 0])):
         with pytest.raises(ValueError):
             d.from_points(t, a)
 
@@ -209,7 +210,7 @@ def quadrature(world, x, sched, low=0.0, high=1.0, complement=False, among=None,
 
 
 class Scripted:
-    """A generator that makes bound() visit every order and every k once: rows are k-major, then sequence, then order."""
+    """A generator that makes bound() visit every order and every k once: rows by k, then sequence, then order."""
 
     def __init__(self, noise):
         self.noise = noise
@@ -230,7 +231,8 @@ def exact_bound(world, sequences, among, **options):
     noisy = torch.tensor(np.isin(np.arange(world.L), among)).expand(len(ids), -1)
     group = options.pop("group", None)
     group = None if group is None else torch.tensor(group).expand(len(ids), -1)
-    nats = d.bound(world.predict_any, torch.tensor(ids), noisy, *world.ranges(len(ids)), MASK, Scripted(noise), group=group)
+    nats = d.bound(world.predict_any, torch.tensor(ids), noisy, *world.ranges(len(ids)), MASK, Scripted(noise),
+                   group=group)
     return nats.numpy().reshape(n, count, len(orders), -1).mean((0, 2))                                  # (count, G)
 
 
@@ -253,7 +255,8 @@ def test_bound_equals_the_enumeration(world):
 
 def test_worked_example_of_the_docstring():
     x = torch.tensor([[1, 1], [1, 1]])
-    nats = d.bound(TWINS.predict_any, x, x > 0, *TWINS.ranges(2), MASK, Scripted(np.array([[0.1, 0.9], [0.1, 0.9]])))[:, 0]
+    script = Scripted(np.array([[0.1, 0.9], [0.1, 0.9]]))
+    nats = d.bound(TWINS.predict_any, x, x > 0, *TWINS.ranges(2), MASK, script)[:, 0]
     np.testing.assert_allclose(nats, [0, 2 * math.log(2)], atol=1e-7)          # k = 1: 2 * 0; k = 2: 1 * 2 ln 2
     assert abs(nats.mean() - TWINS.entropy()) < 1e-7
 
@@ -288,7 +291,8 @@ def mean_and_error(values):
     return np.mean(values), np.std(values) / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("estimator,name", (("exact-k", "linear"), ("time", "linear"), ("time", "cosine"), ("time", "poly:0.5")))
+@pytest.mark.parametrize("estimator,name", (("exact-k", "linear"), ("time", "linear"), ("time", "cosine"),
+                                            ("time", "poly:0.5")))
 def test_estimators_are_unbiased(estimator, name):
     """Rows with 0, 1, 2 and 3 noisy tokens, each against its own exact value, over many independent calls."""
     rng, sched = np.random.default_rng(3), make(name)
@@ -313,8 +317,8 @@ def test_estimators_are_unbiased(estimator, name):
 def estimates(world, x, times, lossy, member, u, sched, complement, weighting="bound"):
     """One value of the weighted loss a row, from mask_tokens and the world's own -log p."""
     ids = torch.tensor(x).expand(len(u), -1)
-    noised, masked, weight, _ = d.mask_tokens(ids, member.expand(len(u), -1), times, lossy, torch.tensor(u), MASK, sched,
-                                              complement, weighting)
+    noised, masked, weight, _ = d.mask_tokens(ids, member.expand(len(u), -1), times, lossy, torch.tensor(u), MASK,
+                                              sched, complement, weighting)
     nll = world.nll(ids, noised == MASK)
     return (weight.double().numpy() * nll * masked.numpy()).sum(1)
 
@@ -423,7 +427,8 @@ def test_member_times_shares():
     counts = np.array([k.sum() for k in kinds.values()])
     assert counts.sum() == n
     assert_law(counts, np.array(list(share.values())))
-    edge, _ = d.member_times(np.full(2, 0.5), 2, {"joint": 0, "first": 0.1, "second": 0.2}, np.array([0.0, 1 - 2 ** -53]))
+    edge, _ = d.member_times(np.full(2, 0.5), 2, {"joint": 0, "first": 0.1, "second": 0.2},
+                             np.array([0.0, 1 - 2 ** -53]))
     np.testing.assert_array_equal(edge, [[0.5, 1.0], [1.0, 0.5]])
     times, lossy = d.member_times(t, 1, share, None)
     assert times.shape == (n, 1) and lossy.all() and (times[:, 0] == t).all()
@@ -676,14 +681,15 @@ def test_confidence_noise_is_annealed_gumbel():
     joint = np.zeros((4, 4))
     joint[:, 0] = 0.25
     world, T, rows = World(joint), 3.0, 20000
-    _, _, film = world.run(rows, sampler="confidence", grid="linear", steps=2, choice_temperature=T, seed=12, record=True)
+    _, _, film = world.run(rows, sampler="confidence", grid="linear", steps=2, choice_temperature=T, seed=12,
+                           record=True)
     share = (film[1][:, 0] != MASK).double().mean().item()
     want = 1 / (1 + 4 ** (2 / T))
     assert abs(share - want) < 4 * math.sqrt(want * (1 - want) / rows)
 
 
 def test_confidence_counts_are_exact():
-    """The number still masked: n - ceil-share exactly, for every n and N, where floats would fall short of an integer."""
+    """The number still masked is the whole part of n * m exactly, also where floats would fall short of an integer."""
     L = 108
     x = torch.zeros(L, L, dtype=torch.long).masked_fill(torch.arange(L) > torch.arange(L)[:, None], 1)   # n = 1..108
     low, n = torch.ones_like(x), torch.arange(1, L + 1)
@@ -691,13 +697,14 @@ def test_confidence_counts_are_exact():
     def flat(x, where):
         return torch.zeros(int(where.sum()), 3)
 
+    settings = dict(sampler="confidence", record=True)
     for steps in (12, 19, 108):
         for options in (dict(equal=True), dict(grid="linear")):
-            _, _, film = d.sample(flat, x, low, low + 2, MASK, sampler="confidence", steps=steps, record=True, **options)
+            _, _, film = d.sample(flat, x, low, low + 2, MASK, steps=steps, **settings, **options)
             seen = {int(n @ (f == MASK).sum(1)) for f in film}
             want = {int(n @ (n * (steps - k) // steps)) for k in range(steps + 1)}
             assert seen == want
-    _, _, film = d.sample(flat, x, low, low + 2, MASK, sampler="confidence", steps=12, record=True)      # MaskGIT's grid
+    _, _, film = d.sample(flat, x, low, low + 2, MASK, steps=12, **settings)                   # MaskGIT's cosine grid
     for k, f in enumerate(film):
         want = [math.floor(m * math.cos(math.pi / 2 * k / 12) + 1e-9) for m in n.tolist()]
         assert (f == MASK).sum(1).tolist() == want
@@ -725,7 +732,8 @@ def test_hitting_times_have_the_law_of_order_statistics():
 ALL = (
     dict(sampler="ancestral", steps=12), dict(sampler="first-hitting"), dict(sampler="confidence", steps=7),
     dict(sampler="confidence", steps=3, equal=True, choice_temperature=0.0), dict(sampler="remdm", steps=12, eta=0.3),
-    dict(sampler="remdm", steps=12, variant="rescale", eta=0.5), dict(sampler="remdm", steps=2, variant="loop", loop_at=0.05),
+    dict(sampler="remdm", steps=12, variant="rescale", eta=0.5),
+    dict(sampler="remdm", steps=2, variant="loop", loop_at=0.05),
     dict(sampler="remdm", steps=9, variant="loop", loop_at=0.2), dict(sampler="entropy"),
     dict(sampler="ancestral", steps=1), dict(sampler="confidence", grid="poly:2", steps=40),
     dict(sampler="ancestral", grid=[1, 0.7, 0.2, 0]),
@@ -861,9 +869,10 @@ def test_zero_guidance_equals_none_bit_by_bit():
     zero = d.sample(world.predict, x, low, high, MASK, seed=23, guidance=0.0, condition=condition)
     assert torch.equal(plain[0], zero[0]) and torch.equal(plain[1], zero[1])
     # growing guidance is 0 while nothing is revealed: one call for everything equals no guidance
-    grown = d.sample(world.predict, x, low, high, MASK, seed=23, steps=1, guidance=5.0, growing=True, condition=condition)
-    assert torch.equal(grown[0], d.sample(world.predict, x, low, high, MASK, seed=23, steps=1)[0])
-    strong = d.sample(world.predict, x, low, high, MASK, seed=23, steps=1, guidance=5.0, condition=condition)
+    settings = dict(seed=23, steps=1, condition=condition)
+    grown = d.sample(world.predict, x, low, high, MASK, guidance=5.0, growing=True, **settings)
+    assert torch.equal(grown[0], d.sample(world.predict, x, low, high, MASK, **settings)[0])
+    strong = d.sample(world.predict, x, low, high, MASK, guidance=5.0, **settings)
     assert not torch.equal(grown[0], strong[0])
 
 
@@ -939,8 +948,8 @@ def test_each_position_keeps_to_its_own_ids(options):
     low, high = torch.tensor([1, 3, 5, 6]), torch.tensor([3, 5, 6, 9])
     logits = torch.linspace(-4, 4, 10)
     x = torch.zeros(300, 4).long()
-    y = d.sample(lambda x, where: logits.expand(int(where.sum()), -1), x, low.expand(300, -1), high.expand(300, -1), MASK,
-                 temperature=3.0, seed=27, **options)[0]
+    y = d.sample(lambda x, where: logits.expand(int(where.sum()), -1), x, low.expand(300, -1), high.expand(300, -1),
+                 MASK, temperature=3.0, seed=27, **options)[0]
     assert ((y >= low) & (y < high)).all() and (y[:, 2] == 5).all()
     for i in (0, 1, 3):
         assert y[:, i].unique().tolist() == list(range(low[i], high[i]))
@@ -969,7 +978,7 @@ def rare_share(gap, dtype):
 
 
 def test_float32_noise_loses_rare_tokens():
-    """A token 12 nats down is drawn as often as it should in both; 17 nats down 40% are lost in float32, 20 down all."""
+    """A token 12 nats down is drawn as often as it should be; 17 down, float32 loses a good third of the draws, 20 down all."""
     for gap in (12, 17, 20):
         assert abs(rare_share(gap, torch.float64) * (1 + math.exp(gap)) - 1) < 1e-3
     ratio = {gap: rare_share(gap, torch.float32) * (1 + math.exp(gap)) for gap in (12, 17, 20)}
@@ -992,5 +1001,6 @@ def test_samplers_draw_in_float64(monkeypatch):
     top = torch.tensor([[0.5, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
     monkeypatch.setattr(d.State, "uniform", lambda self, shape: top if tuple(shape) == (1, 3) else top[:, :1] * 0)
     x = torch.zeros(1, 1).long()
-    y = d.sample(lambda x, where: torch.tensor([[9.0, 0.0, -30.0]]), x, x + 1, x + 3, MASK, sampler="ancestral", steps=1)[0]
+    far = torch.tensor([[9.0, 0.0, -30.0]])
+    y = d.sample(lambda x, where: far, x, x + 1, x + 3, MASK, sampler="ancestral", steps=1)[0]
     assert y.item() == 2

@@ -44,6 +44,12 @@ class AudioConfig:
         return self.stride * self.hop  # samples in a code step
 
 
+# For recordings of an open vocabulary: 31 steps = 125 tokens a second. Telephone prompts, 11 minutes of training data,
+# 70 s of training: a recogniser gets 5% of the words wrong (untouched: 3%; with the defaults, meant for the toy
+# world's short phrases, 24%).
+REAL = AudioConfig(stride=2, groups=4)
+
+
 def mel_filters(config):
     """Triangles on the mel scale (m = 2595 log10(1 + f / 700)), each summing to one -> (n_fft/2 + 1, n_mels)."""
     top = 2595 * np.log10(1 + config.sample_rate / 2 / 700)
