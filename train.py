@@ -213,23 +213,25 @@ def to_device(batch, device):
             for k, b in batch.items()}
 
 
-def backward(net, trunk, batch, autocast):
-    """Loss and gradients of a step: sum over masked of weight * nll, over all tokens subject to noise.
+def backward(net, trunk, batch, weights, autocast):
+    """Gradients of a step. Returns named terms {kind/modality: nats a token} and the loss, all tensors.
 
-    One forward and backward a kind. Returns named terms {kind/modality: nats a token} (tensors) and the loss.
+    A term is the bound's estimate for one member of one kind of row: the sum over masked tokens of weight * nll, over
+    all its tokens subject to noise. The loss is their weighted sum (`weights`; a caption of ten tokens would hardly
+    count beside a picture of 64 if all tokens counted alike). One forward and backward a kind.
     """
-    total = sum(b["counts"].sum() for b in batch.values()).clamp(min=1)
     terms, loss = {}, 0.0
     for kind, b in batch.items():
         with autocast():
             hidden = trunk(b["x"], b["place"], b["doc"])                                             # (B, L, D)
             logits = net.unembed(hidden[b["masked"]])                                                # (M, V)
         nll = diffusion.token_nll(logits, b["target"], b["low"], b["high"])                          # (M,)
-        part = (b["weight"] * nll).sum() / total
+        split = diffusion.weighted_terms(nll, b["weight"], b["member"], b["counts"])                 # (members,)
+        names = [f"{kind}/{m}" for m in KINDS[kind]]
+        part = sum(weights[n] * v for n, v in zip(names, split))
         part.backward()
         loss = loss + part.detach()
-        split = diffusion.weighted_terms(nll.detach(), b["weight"], b["member"], b["counts"])        # (members,)
-        terms.update({f"{kind}/{m}": v for m, v in zip(KINDS[kind], split)})
+        terms.update(zip(names, split.detach()))
     return terms, loss
 
 
@@ -256,7 +258,7 @@ def train(args, folder, stream, rows, device, resume):
         times = []
         for i in range(6):
             start = time.perf_counter()
-            backward(net, trunk, to_device(noised(batches, i, args, sched), device), autocast)[1].item()
+            backward(net, trunk, to_device(noised(batches, i, args, sched), device), args.loss_weights, autocast)[1].item()
             times.append(time.perf_counter() - start)
         net.zero_grad(set_to_none=True)
         args.steps = max(10, int(args.minutes * 60 / (1.05 * float(np.median(times[2:])))))
@@ -292,7 +294,7 @@ def train(args, folder, stream, rows, device, resume):
         coming = ahead.submit(noised, batches, first, args, sched)
         for step in range(first, args.steps):
             batch, coming = to_device(coming.result(), device), ahead.submit(noised, batches, step + 1, args, sched)
-            terms, loss = backward(net, trunk, batch, autocast)
+            terms, loss = backward(net, trunk, batch, args.loss_weights, autocast)
             norm = torch.nn.utils.clip_grad_norm_(net_parameters, args.clip)
             factor = lr_factor(step, args.steps, warmup)
             for group in optimizer.param_groups:
@@ -380,6 +382,7 @@ def parser():
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")
+    g.add_argument("--keep-tokenizers", action="store_true", help="use those that the run folder has already")
     g.add_argument("--vocab-size", type=int, default=512, help="byte pairs of the text tokenizer, bytes included")
     g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
     g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
@@ -396,6 +399,8 @@ def parser():
     g = p.add_argument_group("diffusion")
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
     g.add_argument("--weighting", default="bound", choices=diffusion.WEIGHTINGS)
+    g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
+        "text/text=0.15,image-text/image=0.35,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=True,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
@@ -439,7 +444,7 @@ def main():
         for name, value in saved["args"].items():
             setattr(args, name, value)
     else:
-        for old in ("config.json", "checkpoint.pt", "log.jsonl", "tokenizers.json", *(m.file for m in MODALITIES.values())):
+        for old in ("config.json", "checkpoint.pt", "log.jsonl", "tokenizers.json", *(() if args.keep_tokenizers else (m.file for m in MODALITIES.values()))):
             (folder / old).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     stream, rows, held = prepare(args, folder, device)

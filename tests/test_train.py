@@ -67,32 +67,28 @@ def test_a_batch_of_mixed_kinds_equals_its_parts():
     stream, rows, net = toy_stream()
     args = options()
     batch = train.noised(data.Batches(stream, rows, {k: 6 for k in rows}, 0), 3, args, diffusion.schedule("linear"))
-    train.backward(net, net.trunk, batch, no_autocast)
+    terms, loss = train.backward(net, net.trunk, batch, args.loss_weights, no_autocast)
     together = {n: p.grad.clone() for n, p in net.named_parameters()}
-    total = sum(int(b["counts"].sum()) for b in batch.values())
     net.zero_grad()
-    summed = {n: torch.zeros_like(p) for n, p in net.named_parameters()}
-    for kind, b in batch.items():
-        train.backward(net, net.trunk, {kind: b}, no_autocast)
-        for n, p in net.named_parameters():
-            summed[n] += p.grad * int(b["counts"].sum()) / total
-        net.zero_grad()
-    assert all(torch.allclose(together[n], summed[n], atol=1e-6) for n in summed)
+    apart = [train.backward(net, net.trunk, {k: b}, args.loss_weights, no_autocast) for k, b in batch.items()]
+    assert float(loss) == pytest.approx(sum(float(part) for _, part in apart), rel=1e-6)
+    assert all(torch.equal(terms[n], v) for part, _ in apart for n, v in part.items())
+    assert all(torch.allclose(together[n], p.grad, atol=1e-6) for n, p in net.named_parameters())
 
 
 def test_the_loss_is_the_sum_written_out():
     stream, rows, net = toy_stream()
     batch = train.noised(data.Batches(stream, rows, {k: 4 for k in rows}, 0), 0, options(), diffusion.schedule("cosine"))
-    terms, loss = train.backward(net, net.trunk, batch, no_autocast)
-    want, tokens = 0.0, 0
-    for b in batch.values():
+    weights = {n: 0.1 + 0.1 * i for i, n in enumerate(options().loss_weights)}
+    terms, loss = train.backward(net, net.trunk, batch, weights, no_autocast)
+    want = 0.0
+    for kind, b in batch.items():
         logits = net(b["x"], b["place"], b["doc"]).double()
-        at = b["masked"].nonzero().tolist()
-        for (i, j), target, low, high, weight in zip(at, b["target"].tolist(), b["low"].tolist(), b["high"].tolist(), b["weight"].tolist()):
-            want -= weight * logits[i, j, low:high].log_softmax(0)[target - low].item()
-        tokens += int(b["counts"].sum())
-    assert float(loss) == pytest.approx(want / tokens, rel=1e-5)
-    assert set(terms) == {"text/text", "image-text/image", "image-text/text", "speech-text/speech", "speech-text/text"}
+        columns = (b[n].tolist() for n in ("target", "low", "high", "weight", "member"))
+        for (i, j), target, low, high, weight, member in zip(b["masked"].nonzero().tolist(), *columns):
+            nll = -logits[i, j, low:high].log_softmax(0)[target - low].item()
+            want += weights[f"{kind}/{data.KINDS[kind][member]}"] * weight * nll / int(b["counts"][member])
+    assert float(loss) == pytest.approx(want, rel=1e-5) and set(terms) == set(weights)
 
 
 def test_batches_and_masks_are_a_function_of_seed_and_step():
