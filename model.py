@@ -17,12 +17,12 @@ from torch import nn
 class ModelConfig:
     vocab: int                 # ids of the unified stream, specials included
     places: int                # rows of the learned table "where in its slot is this token"
-    width: int = 256           # residual stream, a multiple of head_dim
-    depth: int = 4             # blocks
+    width: int = 192           # residual stream, a multiple of head_dim
+    depth: int = 3             # blocks
     head_dim: int = 64         # fixed: widening adds heads
-    mlp_ratio: float = 2.75    # hidden width / width of SwiGLU: 8/3, rounded so that 256 gives 704 = 11 * 64
-    base_width: int = 256      # the shape at which the hyper-parameters were tuned
-    base_depth: int = 4
+    mlp_ratio: float = 2.75    # hidden width / width of SwiGLU: 8/3, rounded to multiples of 16
+    base_width: int = 192      # the shape at which the hyper-parameters were tuned
+    base_depth: int = 3
     alpha: float = 1.0         # depth exponent of Complete(d)P, in [1/2, 1]
     rope_base: float = 10000.0
     causal: bool = False       # True gives the autoregressive twin
@@ -37,7 +37,7 @@ class ModelConfig:
 # Shapes. width/depth is 64 for toy and small, 128 (the paper's pilots) for pilot and 3b. The paper gives totals, not
 # shapes or vocabularies: 140k ids make 2*140k*896 = 251M embedding parameters of the pilot's 320M (the paper: 240M).
 PRESETS = {
-    "toy":   dict(width=256, depth=4),
+    "toy":   dict(width=192, depth=3),
     "small": dict(width=512, depth=8),
     "pilot": dict(width=896, depth=7),
     "3b":    dict(width=2816, depth=22),
@@ -67,7 +67,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 # Per-group multipliers on the base values, tuned at the base shape (ours): learning rate, decay, initial std.
 MULTIPLIERS = {  #      lr     decay   init_std
-    "embedding":       (1.0,   0.0,    0.5),
+    "embedding":       (1.0,   0.0,    0.2),
     "hidden":          (1.0,   1.0,    1.0),     # init_std in units of 1/sqrt(base fan-in)
     "norm":            (1.0,   0.0,    None),    # gains start at one
     "qk_norm":         (1.0,   0.0,    None),

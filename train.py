@@ -27,7 +27,7 @@ from data import KINDS, MASK, MODALITIES, DataError
 LAYOUT_VERSION = 1  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
-BASE = dict(batch=2048, tokens=2_500_000, lr=3e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
+BASE = dict(batch=4096, tokens=4_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
 
 
 def batch_rule(batch, tokens, base=BASE, gamma=0.44):
