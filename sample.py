@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import data
 import diffusion
@@ -262,7 +263,7 @@ def score(run, n=200, seed=1_000_003, bound_rows=256):
         if kind not in run.stream.slots:
             continue
         result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
-        for name, (prompts, judge) in cells.items():
+        for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
             if isinstance(prompts, np.ndarray):   # rows of held-out tokens: mask the target
                 ids = holes(run, kind, prompts, "text", np.ones(10**4, bool))
                 made = fill(run, kind, ids, condition=[m for m in KINDS[kind] if m != "text"], **settings_for(task))

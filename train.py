@@ -444,7 +444,10 @@ def main():
         for name, value in saved["args"].items():
             setattr(args, name, value)
     else:
-        for old in ("config.json", "checkpoint.pt", "log.jsonl", "tokenizers.json", *(() if args.keep_tokenizers else (m.file for m in MODALITIES.values()))):
+        stale = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "film.html"]
+        if not args.keep_tokenizers:
+            stale += ["tokenizers.json", *(m.file for m in MODALITIES.values())]
+        for old in stale:
             (folder / old).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     stream, rows, held = prepare(args, folder, device)
