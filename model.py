@@ -67,12 +67,12 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 # Per-group multipliers on the base values, tuned at the base shape (ours): learning rate, decay, initial std.
 MULTIPLIERS = {  #      lr     decay   init_std
-    "embedding":       (1.0,   0.0,    0.2),
-    "hidden":          (1.0,   1.0,    1.0),     # init_std in units of 1/sqrt(base fan-in)
+    "embedding":       (50.0,  0.0,    0.2),     # rows are rarely met: at the others' rate they would stay random
+    "hidden":          (1.0,   1.0,    0.4),     # init_std in units of 1/sqrt(base fan-in)
     "norm":            (1.0,   0.0,    None),    # gains start at one
     "qk_norm":         (1.0,   0.0,    None),
     "final_norm":      (1.0,   0.0,    None),
-    "unembedding":     (1.0,   1.0,    0.5),     # in units of 1/sqrt(base width)
+    "unembedding":     (5.0,   0.2,    0.5),     # in units of 1/sqrt(base width)
 }
 
 

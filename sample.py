@@ -41,10 +41,10 @@ TASKS = {
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="ancestral", steps=48, grid="linear", temperature=0.7),
-    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=1.0, guidance=1.0),
+    "image": dict(sampler="confidence", steps=20, choice_temperature=30.0, temperature=0.8, guidance=2.0),
     "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
 }
-CAPTION = dict(sampler="confidence", steps=6, temperature=0.0, choice_temperature=0.0, equal=True)  # text of a pair
+CAPTION = dict(sampler="entropy", budget=0.1, temperature=0.0)  # text of a pair
 
 
 def settings_for(task, **changes):

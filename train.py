@@ -27,7 +27,7 @@ from data import KINDS, MASK, MODALITIES, DataError
 LAYOUT_VERSION = 1  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
-BASE = dict(batch=4096, tokens=4_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
+BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
 
 
 def batch_rule(batch, tokens, base=BASE, gamma=0.44):
@@ -235,15 +235,36 @@ def backward(net, trunk, batch, weights, autocast):
     return terms, loss
 
 
+def faster_trunk(net, args, device, step_seconds):
+    """The trunk, compiled where that pays, and the seconds of a step with it. Settles --compile auto for resuming.
+
+    auto compiles on CUDA, and on a CPU when the planned training is long enough to win the compiler's half minute
+    back; what is compiled is measured and kept only if it is faster. Packed rows (a mask of documents) stay eager.
+    """
+    eager = step_seconds(net.trunk)
+    planned = args.steps * eager if args.steps else 60 * args.minutes
+    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 180):
+        args.compile = "off"
+        return net.trunk, eager
+    fast = torch.compile(net.trunk, dynamic=True)
+    trunk = lambda ids, place, doc: (fast if doc is None else net.trunk)(ids, place, doc)
+    start = time.time()
+    try:
+        seconds = step_seconds(trunk)
+    except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
+        print(f"--compile {args.compile}: torch.compile failed ({type(error).__name__}), training goes on without", flush=True)
+        seconds = math.inf
+    print(f"compiled in {time.time() - start:.0f} s: {1000 * seconds:.0f} ms a step, {1000 * eager:.0f} ms without", flush=True)
+    args.compile = "on" if seconds < eager or (args.compile == "on" and seconds < math.inf) else "off"
+    return (trunk, seconds) if args.compile == "on" else (net.trunk, eager)
+
+
 def train(args, folder, stream, rows, device, resume):
     """The training loop; returns the network with its averaged weights. See main for what is written where."""
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
     dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    trunk = net.trunk
-    if args.compile == "on" or (args.compile == "auto" and device.type == "cuda"):
-        trunk = torch.compile(net.trunk)
     sched = diffusion.schedule(args.schedule)
     views = 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
@@ -254,14 +275,20 @@ def train(args, folder, stream, rows, device, resume):
     if resume:
         state = torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
         args.steps = state["steps"]
-    if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
+    began = time.time()
+
+    def step_seconds(trunk, n=6):
         times = []
-        for i in range(6):
+        for i in range(n):
             start = time.perf_counter()
             backward(net, trunk, to_device(noised(batches, i, args, sched), device), args.loss_weights, autocast)[1].item()
             times.append(time.perf_counter() - start)
         net.zero_grad(set_to_none=True)
-        args.steps = max(10, int(args.minutes * 60 / (1.05 * float(np.median(times[2:])))))
+        return float(np.median(times[2:]))
+
+    trunk, seconds = faster_trunk(net, args, device, step_seconds)
+    if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
+        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.07 * seconds)))
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, {**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
                       args.gamma)
     warmup = min(1000, max(1, int(args.warmup * args.steps)))
@@ -387,7 +414,7 @@ def parser():
     g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
     g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
     g.add_argument("--patch", type=int, default=4, help="pixels along the side of an image token")
-    g.add_argument("--image-levels", type=numbers, default=(8, 5, 5), help="FSQ levels; their product is the codebook")
+    g.add_argument("--image-levels", type=numbers, default=(4, 4, 4), help="FSQ levels; their product is the codebook")
     g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
     g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
@@ -404,7 +431,7 @@ def parser():
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=True,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
-                   default=shares("joint=0.2,first|second=0.35,second|first=0.35,first=0.05,second=0.05"))
+                   default=shares("joint=0.1,first|second=0.4,second|first=0.4,first=0.05,second=0.05"))
     g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
     g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
     g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")
@@ -413,7 +440,7 @@ def parser():
     g.add_argument("--warmup", type=float, default=0.05, help="share of the steps, at most 1000 steps")
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: measured")
-    g.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on for cuda")
+    g.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: measured, if the run is long enough")
     g.add_argument("--shape", type=json.loads, default={}, help='changes to the preset, as {"width": 128}')
     g.add_argument("--log-every", type=int, default=10)
     g.add_argument("--save-every", type=int, default=200)

@@ -24,7 +24,7 @@ class ImageConfig:
     patch: int = 4  # pixels along the side of a token's square
     levels: tuple = (4, 4, 4)  # quantisation levels of each latent channel; their product is the vocabulary
     hidden: int = 32  # channels of the network
-    blocks: int = 1  # residual blocks of the encoder; the decoder has twice as many
+    blocks: int = 2  # residual blocks of the encoder; the decoder has twice as many
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
