@@ -30,7 +30,7 @@ BACKGROUNDS = {"white": (250, 250, 250), "black": (8, 8, 8), "grey": (128, 128, 
 RELATIONS = ("left of", "right of", "above", "below")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 STEP = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (y, x)
-RADIUS = {"small": 4, None: 5, "large": 7}   # pixels; None: one of two things, size unsaid
+RADIUS = {"small": 5, None: 6, "large": 9}   # pixels; None: one of two things, size unsaid
 
 UNITS = "one two three four five six seven eight nine".split()
 TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()

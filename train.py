@@ -279,16 +279,16 @@ def train(args, folder, stream, rows, device, resume):
 
     def step_seconds(trunk, n=6):
         times = []
-        for i in range(n):
+        for batch in [to_device(noised(batches, i, args, sched), device) for i in range(n)]:  # in training made ahead
             start = time.perf_counter()
-            backward(net, trunk, to_device(noised(batches, i, args, sched), device), args.loss_weights, autocast)[1].item()
+            backward(net, trunk, batch, args.loss_weights, autocast)[1].item()
             times.append(time.perf_counter() - start)
         net.zero_grad(set_to_none=True)
         return float(np.median(times[2:]))
 
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.07 * seconds)))
+        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds)))
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, {**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
                       args.gamma)
     warmup = min(1000, max(1, int(args.warmup * args.steps)))
@@ -388,7 +388,7 @@ def parser():
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
-    g.add_argument("--minutes", type=float, default=6.5, help="time for the model's training (tokenizers come on top)")
+    g.add_argument("--minutes", type=float, default=7.0, help="time for the model's training (tokenizers come on top)")
     g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -405,7 +405,7 @@ def parser():
     g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
     g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
     g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.15,image-text=0.5,speech-text=0.35"),
+    g.add_argument("--mix", type=shares, default=shares("text=0.2,image-text=0.45,speech-text=0.35"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")
@@ -414,7 +414,7 @@ def parser():
     g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
     g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
     g.add_argument("--patch", type=int, default=4, help="pixels along the side of an image token")
-    g.add_argument("--image-levels", type=numbers, default=(4, 4, 4), help="FSQ levels; their product is the codebook")
+    g.add_argument("--image-levels", type=numbers, default=(8, 8, 8), help="FSQ levels; their product is the codebook")
     g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
     g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
@@ -427,7 +427,7 @@ def parser():
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
     g.add_argument("--weighting", default="bound", choices=diffusion.WEIGHTINGS)
     g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
-        "text/text=0.15,image-text/image=0.35,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
+        "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=True,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
