@@ -40,9 +40,9 @@ TASKS = {
 }
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="ancestral", steps=48, grid="linear", temperature=0.7),
-    "image": dict(sampler="confidence", steps=20, choice_temperature=30.0, temperature=0.8, guidance=2.0),
-    "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
+    "text": dict(sampler="confidence", steps=48, choice_temperature=1.0, temperature=0.7),
+    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
+    "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }
 CAPTION = dict(sampler="entropy", budget=0.1, temperature=0.0)  # text of a pair
 
@@ -523,7 +523,20 @@ def write_outputs(run, made, folder, stem):
             else:
                 soundfile.write(path, sample, data.SAMPLE_RATE, subtype="PCM_16")
             paths.append(path)
+    if len(made.outputs.get("image", [])) > 1:
+        paths.append(folder / f"{stem}-sheet.png")
+        contact_sheet(made.outputs["image"]).save(paths[-1])
     return paths
+
+
+def contact_sheet(pictures, columns=10, zoom=3):
+    """uint8 (H, W, C) pictures, in reading order, as one PIL image."""
+    from PIL import Image
+    columns, (height, width) = min(columns, len(pictures)), pictures[0].shape[:2]
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(picture.squeeze()), (i % columns * width, i // columns * height))
+    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
 def infill(run, prompt, hole, caption, seed, changes):
@@ -555,7 +568,7 @@ def infill(run, prompt, hole, caption, seed, changes):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("task", choices=[*TASKS, "infill", "score", "page"])
-    p.add_argument("prompt", nargs="*", help="texts, or files of pictures or clips")
+    p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip")
     p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     p.add_argument("--out", default="out", help="folder for what is generated")
     p.add_argument("--n", type=int, help="samples for each prompt (1), or for each cell of the score (200)")
@@ -591,8 +604,7 @@ def main():
         given = next((m for m in KINDS[kind] if m not in targets), None)
         if given and not args.prompt:
             raise DataError(f"{args.task} needs a prompt: " + ("a text" if given == "text" else "a file"))
-        texts = [" ".join(args.prompt)] if given in (None, "text") else args.prompt
-        prompts = [read_prompt(run, given or "text", t) for t in texts for _ in range(args.n or 1)]
+        prompts = [read_prompt(run, given or "text", t) for t in args.prompt or [""] for _ in range(args.n or 1)]
         made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
     for text in made.outputs.get("text", []):
         print(text)

@@ -578,7 +578,7 @@ def test_few_steps_have_the_law_of_their_markov_chain(variant, steps):
 @pytest.mark.parametrize("variant", REMDM)
 def test_remdm_is_exact_on_a_fine_grid(variant):
     """The chain tends to the joint as the grid gets finer (its error is computed), and the sampler follows."""
-    eta, sizes = (0.02, (15, 60, 480))
+    eta, sizes = (0.02, (15, 60, 960))
     error = []
     for steps in sizes:
         rates = loop_rates(steps, 0.2) if variant == "loop" else cosine_rates(steps)
