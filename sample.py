@@ -369,7 +369,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:64em;padding
 h2{margin:1.6em 0 .3em} .film{display:flex;gap:8px;overflow-x:auto;align-items:flex-end;margin:.4em 0 1em}
 .film figure{margin:0} figcaption{font-size:11px;color:#777} img{image-rendering:pixelated;display:block;border:1px solid #ccc}
 .text{font:12.5px/1.7 ui-monospace,monospace;background:#fff;border:1px solid #ddd;padding:.4em .6em;margin:2px 0;
-white-space:pre-wrap} i{background:#bbb;border-radius:3px;color:#bbb;font-style:normal;margin:0 1px}
+white-space:pre-wrap;overflow-wrap:anywhere} i{background:#bbb;border-radius:3px;color:#bbb;font-style:normal;margin:0 1px}
 pre{font-size:12px;background:#fff;border:1px solid #ddd;padding:1em;overflow-x:auto} audio{height:32px;width:220px}
 .prompt{font-weight:600}</style><h1>tinytri: one masked diffusion model, three modalities</h1>
 <p>Everything below was generated from masks by the run's averaged weights: the prompts are held-out items, the samples
