@@ -12,6 +12,7 @@ import torch
 import data
 import diffusion
 import model as models
+import sample
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +177,30 @@ def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path):
     assert a["step"] == b["step"] == 6
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     assert all(torch.equal(x, y) for x, y in zip(a["ema"], b["ema"]))
+
+
+def test_both_estimators_agree_on_a_trained_model(trained):
+    """exact-k and time-sampled masks estimate one bound; the latter leaves 0.1% of the times at each end out."""
+    run = sample.load_run(trained[0], torch.device("cpu"))
+    held = np.load(trained[0] / "validation.npz")
+    for kind in ("text", "image-text"):
+        rows = run.stream.describe(kind, np.resize(held[kind].astype(np.int64), (32, held[kind].shape[1])))
+        noisy = torch.from_numpy(np.ascontiguousarray(rows.member >= 0))
+        means, errors = [], []
+        for estimator in ("exact-k", "time"):
+            draws = np.stack([diffusion.bound(run.logits(rows), run.on(rows.ids), noisy, run.on(rows.low), run.on(rows.high),
+                                              data.MASK, data.rng(5, i), estimator=estimator)[:, 0].numpy().mean()
+                              for i in range(24)])
+            means.append(draws.mean())
+            errors.append(draws.std() / len(draws) ** 0.5)
+        assert abs(means[0] - means[1]) < 4 * np.hypot(*errors) + 0.003 * means[0], (kind, means, errors)
+        assert max(errors) < 0.05 * means[0]                             # tight enough to tell
+
+
+def test_sampling_is_a_function_of_the_seed(trained):
+    run = sample.load_run(trained[0], torch.device("cpu"))
+    made = [sample.generate(run, "image", [None] * 3, seed=seed, steps=4).ids for seed in (0, 0, 1)]
+    assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
 
 
 @pytest.mark.parametrize("kinds", ["text", "image-text", "speech-text", "text,speech-text"])
