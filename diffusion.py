@@ -312,12 +312,12 @@ def confidence(x, state, grid, choice_temperature=1.0, equal=False, **_):
         yield x
 
 
-def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.5, **_):
+def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.1, **_):
     """ReMDM (arXiv 2503.00307, eq. 6-8): a revealed token is masked again with probability sigma, a masked one
     revealed with (alpha_s - (1-sigma) alpha_t)/(1-alpha_t), where sigma <= sigma_max = min(1, (1-alpha_s)/alpha_t).
 
     variant "cap": sigma = min(eta, sigma_max); "rescale": eta * sigma_max; "loop": half of the steps go to and fro at
-    the mask rate nearest to loop_at with the capped sigma, the others are plain steps before and after.
+    the mask rate nearest to loop_at (the paper: alpha_on = 0.9) with the capped sigma, before and after plain steps.
     Repairs early mistakes when steps are many; wasteful when they are few."""
     start, steps = state.hidden(x), len(grid) - 1
     if variant == "loop":
