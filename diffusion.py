@@ -339,8 +339,8 @@ def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.1, **_):
 def entropy_bounded(x, state, grid, budget=0.5, **_):
     """EB sampler (Ben-Hamu et al., arXiv 2505.24857, Alg. 1): reveal the most certain tokens as long as the sum of
     their entropies less the largest one stays within `budget` nats, at least one a step. The sum bounds the error that
-    independent draws make, so the number of calls follows the difficulty. Greedy in its order, but the
-    order is settled before anything is drawn, so budget 0 is exact (unlike MaskGIT, which looks at the draws)."""
+    independent draws make, so the number of calls follows the difficulty. The order is
+    settled before anything is drawn, so budget 0 is exact (unlike MaskGIT, which looks at the draws)."""
     for _ in range(int(state.hidden(x).sum(1).max())):               # bounded: a network that says NaN cannot hang it
         hidden = state.hidden(x)
         if not bool(hidden.any()):

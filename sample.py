@@ -583,11 +583,11 @@ def main():
     g.add_argument("--sampler", choices=diffusion.SAMPLERS)
     for name in ("steps", "top-k"):
         g.add_argument(f"--{name}", type=int)
-    for name in ("temperature", "top-p", "guidance", "choice-temperature"):
+    for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
     args = p.parse_args()
     changes = {k: getattr(args, k) for k in ("sampler", "steps", "top_k", "temperature", "top_p", "guidance",
-                                             "choice_temperature")}
+                                             "choice_temperature", "budget")}
     run = load_run(args.run, torch.device(args.device) if args.device else None)
     if args.task == "score":
         scores = score(run, args.n or 200)

@@ -236,11 +236,13 @@ def backward(net, trunk, batch, weights, autocast):
 
 
 def faster_trunk(net, args, device, step_seconds):
-    """The trunk, compiled where that pays, and the seconds of a step with it. Settles --compile auto for resuming.
+    """The trunk, compiled where that pays, and the seconds of a step (None if not needed). Settles --compile auto for resuming.
 
     auto compiles on CUDA, and on a CPU when the planned training is long enough to win the compiler's half minute
-    back; what is compiled is measured and kept only if it is faster. Packed rows (a mask of documents) stay eager.
+    back; what it compiles is measured and kept only if faster; `on` keeps it anyway. Packed rows (a mask of documents) stay eager.
     """
+    if args.compile == "off" and args.steps:
+        return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)
     planned = args.steps * eager if args.steps else 60 * args.minutes
     if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 180):

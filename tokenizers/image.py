@@ -1,8 +1,8 @@
 """Picture <-> ids: a small convolutional autoencoder with finite scalar quantisation, trained here.
 
 Every patch x patch square becomes one token (a 32x32 picture: 8x8 = 64 tokens, row by row). All convolutions run on
-the token grid, where they are cheap: pixels are folded into channels first and unfolded last. Residual 3x3
-convolutions let neighbouring tokens share the work of describing an edge.
+the token grid, where they are cheap: pixels are folded into channels first and unfolded last. The encoder
+sees one square; residual 3x3 convolutions let the decoder draw an edge from what the tokens around it say.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ImageConfig:
     patch: int = 4  # pixels along the side of a token's square
     levels: tuple = (4, 4, 4)  # quantisation levels of each latent channel; their product is the vocabulary
     hidden: int = 32  # channels of the network
-    blocks: int = 2  # residual blocks of the encoder; the decoder has twice as many
+    blocks: int = 4  # residual blocks of the decoder
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
@@ -68,7 +68,7 @@ class Net(nn.Module):
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(len(config.levels), hidden, 3, padding=1),
-            *[Block(hidden) for _ in range(2 * config.blocks)],
+            *[Block(hidden) for _ in range(config.blocks)],
             nn.GroupNorm(1, hidden),
             nn.Conv2d(hidden, pixels, 1),
         )
