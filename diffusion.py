@@ -102,17 +102,20 @@ PAIR_MODES = {
 }
 
 
-def member_times(t, members, mode_share, u):
+def member_times(t, members, mode_share, u, power=None):
     """Times of every member of every row.
 
     t: (B,) times; members: number of members of a row; mode_share: {mode of PAIR_MODES: share} (unused for one
-    member); u: (B,) uniforms that choose the mode. Returns times (B, S) and lossy (B, S) bool.
+    member); u: (B,) uniforms that choose the mode; power: {mode: p} replaces t by t^p, so that p < 1 trains that mode
+    at high mask rates, where short answers are decided (the loss is then no longer unbiased for the bound).
+    Returns times (B, S) and lossy (B, S) bool.
     """
     if members == 1:
         return t[:, None], np.ones((len(t), 1), bool)
     modes, share = list(mode_share), np.array(list(mode_share.values()), float)
     choice = np.minimum(np.searchsorted(np.cumsum(share / share.sum()), u, side="right"), len(modes) - 1)
     fixed = np.array([[np.nan if m is NOISED else m for m in PAIR_MODES[mode]] for mode in modes])[choice]  # (B, S)
+    t = t ** np.array([(power or {}).get(mode, 1.0) for mode in modes])[choice]
     return np.where(np.isnan(fixed), t[:, None], fixed), np.isnan(fixed)
 
 

@@ -75,6 +75,10 @@ MULTIPLIERS = {  #      lr     decay   init_std
     "unembedding":     (5.0,   0.2,    0.5),     # in units of 1/sqrt(base width)
 }
 
+# Optional factors on those by depth fraction, from the first block to the last, linear in between:
+# {"hidden": {"lr": (1.0, 0.5), "init_std": (1.0, 2.0)}}. Per-module multipliers as in Complete(d)P, section 4; none by default.
+DEPTH_MULTIPLIERS = {}
+
 
 def group_of(name):
     """Parameter name -> row of the Complete(d)P table. Raises KeyError for a name that fits no row."""
@@ -87,17 +91,29 @@ def group_of(name):
     return rows[parts[0]]
 
 
+def multipliers(name, depth):
+    """(lr, decay, init std) multipliers of a parameter of a network of `depth` blocks: both tables together."""
+    group = group_of(name)
+    values = dict(zip(("lr", "decay", "init_std"), MULTIPLIERS[group]))
+    if name.startswith("blocks."):
+        fraction = int(name.split(".")[1]) / max(1, depth - 1)
+        for key, (first, last) in DEPTH_MULTIPLIERS.get(group, {}).items():
+            values[key] *= first + fraction * (last - first)
+    return tuple(values.values())
+
+
 def param_groups(model, lr, eps, weight_decay):
     """AdamW parameter groups that cover every parameter exactly once.
 
-    lr, eps, weight_decay: base values, the batch rule already applied (train.py's `batch_rule`).
+    lr, eps, weight_decay: base values, the batch rule already applied (train.py's `batch_rule`). One group for each row
+    of the table and, where DEPTH_MULTIPLIERS has one, each value of its multipliers.
     """
     config, groups = model.config, {}
     for name, parameter in model.named_parameters():
-        groups.setdefault(group_of(name), []).append(parameter)
+        groups.setdefault((group_of(name), *multipliers(name, config.depth)[:2]), []).append(parameter)
     out = []
-    for group, parameters in groups.items():
-        factor, (lr_mult, decay_mult, _) = completep(group, config.m_N, config.m_L, config.alpha), MULTIPLIERS[group]
+    for (group, lr_mult, decay_mult), parameters in groups.items():
+        factor = completep(group, config.m_N, config.m_L, config.alpha)
         out.append(dict(params=parameters, name=group, lr=lr * factor["lr"] * lr_mult, eps=eps * factor["eps"],
                         weight_decay=weight_decay * factor["decay"] * decay_mult))
     return out
@@ -174,7 +190,7 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             group = group_of(name)
-            std = MULTIPLIERS[group][2]
+            std = multipliers(name, self.config.depth)[2]
             if std is None:
                 continue
             std *= math.sqrt(completep(group, self.config.m_N, self.config.m_L, self.config.alpha)["init_var"])

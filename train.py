@@ -28,6 +28,7 @@ LAYOUT_VERSION = 1  # of rows, vocabulary and checkpoints: raised whenever old f
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
+S_CRIT = 250  # steps below which the loss rises, measured for a toy network: experiments/batch_size.py
 
 
 def batch_rule(batch, tokens, base=BASE, gamma=0.44):
@@ -41,6 +42,46 @@ def batch_rule(batch, tokens, base=BASE, gamma=0.44):
     return dict(kappa=kappa, lr=base["lr"] * math.sqrt(kappa), beta1=base["beta1"] ** kappa, beta2=base["beta2"] ** kappa,
                 eps=base["eps"] / math.sqrt(kappa), weight_decay=base["weight_decay"] * math.sqrt(kappa),
                 ema=base["ema"] ** kappa)
+
+
+def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughput=0.0):
+    """The batch rule's results as rows (name, formula, number): what is printed before a training and by --plan.
+
+    batch, tokens as in `batch_rule`; length: tokens a row, for B_crit in rows; throughput in tokens a second (0: unknown).
+    Virtual batch and virtual steps (our names): the batch at the base horizon that has the same settings, and the steps of
+    that size which the base's tokens make: two runs alike in them follow the same equation.
+    """
+    rule, steps = batch_rule(batch, tokens, base, gamma), max(1, round(tokens / batch))
+    times = "x sqrt(kappa)"
+    rows = [("kappa", "(D_base / D)^gamma B / B_base", rule["kappa"]),
+            ("lr", f"{base['lr']:g} {times}", rule["lr"]),
+            ("beta1", f"{base['beta1']:g}^kappa", rule["beta1"]),
+            ("beta2", f"{base['beta2']:g}^kappa", rule["beta2"]),
+            ("eps", f"{base['eps']:g} / sqrt(kappa)", rule["eps"]),
+            ("weight decay", f"{base['weight_decay']:g} {times}", rule["weight_decay"]),
+            ("EMA", f"{base['ema']:g}^kappa", rule["ema"]),
+            ("steps", "D / B", steps),
+            ("warm-up steps", f"min(1000, steps / 4, {warmup:g} steps)", warmup_steps(steps, warmup)),
+            ("virtual batch", "kappa B_base, tokens", rule["kappa"] * base["batch"]),
+            ("virtual steps", "D_base / (kappa B_base)", base["tokens"] / (rule["kappa"] * base["batch"])),
+            ("B_crit", f"D / (L S_crit), rows of {length:.0f}", tokens / (length * S_CRIT))]
+    return rows + ([("hours", "D / throughput", tokens / throughput / 3600)] if throughput else [])
+
+
+def print_derived(batch, tokens, length, **options):
+    """Print `derived` as a table, and a warning where the batch is above the critical one."""
+    print(f"B = {batch:.0f} tokens a step, D = {tokens:.3g} tokens (all of a row, conditions and end tokens too; padding of "
+          f"packed text left out)")
+    for name, formula, value in derived(batch, tokens, length, **options):
+        print(f"  {name:13} = {formula:36} = {value:.6g}")
+    if tokens / batch < S_CRIT:
+        print(f"warning: {tokens / batch:.0f} steps are fewer than S_crit = {S_CRIT}: above the critical batch size the loss "
+              f"rises; lower --batch-tokens or train longer", flush=True)
+
+
+def warmup_steps(steps, share=0.05):
+    """Steps of linear warm-up: a share of all, at most a quarter of them and at most 1000 (the paper's numbers)."""
+    return max(1, int(min(1000, steps / 4, share * steps)))
 
 
 def lr_factor(step, steps, warmup):
@@ -195,7 +236,7 @@ def noised(batches, step, args, sched):
                   for n in ("ids", "member", "place", "low", "high", "doc") if getattr(rows, n) is not None}
         B = len(rows.ids)
         t = diffusion.stratified_times(B, rng.random())[rng.permutation(B)]
-        times, lossy = diffusion.member_times(t, len(KINDS[kind]), args.modes, rng.random(B))
+        times, lossy = diffusion.member_times(t, len(KINDS[kind]), args.modes, rng.random(B), args.time_power)
         u = torch.from_numpy(rng.random(rows.ids.shape))
         views = [diffusion.mask_tokens(fields["ids"], fields["member"], times, lossy, u, MASK, sched, c, args.weighting)
                  for c in ((False, True) if args.complement else (False,))]
@@ -271,7 +312,8 @@ def train(args, folder, stream, rows, device, resume):
     views = 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
     batches = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed)
-    batch_tokens = sum(n * stream.length(k) for k, n in per_step.items())
+    # padding, which only packed rows have, does not count; what it counts are tokens that the network reads
+    batch_tokens = round(sum(n * float((rows[k][:2000] != data.PAD).sum(1).mean()) for k, n in per_step.items()))
 
     state = None
     if resume:
@@ -291,9 +333,9 @@ def train(args, folder, stream, rows, device, resume):
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
         args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds)))
-    rule = batch_rule(batch_tokens, args.steps * batch_tokens, {**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
-                      args.gamma)
-    warmup = min(1000, max(1, int(args.warmup * args.steps)))
+    base = {**BASE, "lr": args.lr, "weight_decay": args.weight_decay}
+    rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
+    warmup = warmup_steps(args.steps, args.warmup)
     optimizer = torch.optim.AdamW(models.param_groups(net, rule["lr"], rule["eps"], rule["weight_decay"]),
                                   betas=(rule["beta1"], rule["beta2"]), fused=device.type in ("cpu", "cuda"))
     for group in optimizer.param_groups:
@@ -309,7 +351,9 @@ def train(args, folder, stream, rows, device, resume):
         "layout_version": LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
         "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": plain(args)})
     print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({str(dtype).removeprefix('torch.')}), "
-          f"{args.steps} steps of {batch_tokens} tokens {per_step}, kappa {rule['kappa']:.3f}, lr {rule['lr']:.2e}", flush=True)
+          f"{args.steps} steps of {per_step} rows")
+    print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base, gamma=args.gamma,
+                  warmup=args.warmup)
 
     def save(step):
         torch.save({"layout_version": LAYOUT_VERSION, "step": step, "steps": args.steps, "model": net.state_dict(),
@@ -356,8 +400,7 @@ def plan(args):
         net = models.Transformer(models.ModelConfig(vocab=args.vocab or models.PLAN_VOCAB[args.preset], places=4096,
                                                     **models.PRESETS[args.preset]))
     counts, config = models.count(net), net.config
-    tokens = args.tokens or (args.steps or 1000) * args.batch_tokens
-    rule, N = batch_rule(args.batch_tokens, tokens), counts["total"]
+    tokens, N = args.tokens or (args.steps or 1000) * args.batch_tokens, counts["total"]
     print(f"preset {args.preset}: width {config.width}, depth {config.depth}, {config.width // config.head_dim} heads of "
           f"{config.head_dim}, vocabulary {config.vocab}")
     print("parameters: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
@@ -368,7 +411,8 @@ def plan(args):
           f"{tokens:,} tokens cost {flops * tokens:.3e} FLOP")
     print(f"compute frontier of the paper, D* = 7754 N^0.84 with N = {N:,}: {7754 * N ** 0.84:.3e} tokens; "
           f"this plan: {tokens:.3e}")
-    print("batch rule: " + ", ".join(f"{k} {v:.4g}" for k, v in rule.items()))
+    print_derived(args.batch_tokens, tokens, args.text_length, base={**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
+                  gamma=args.gamma, warmup=args.warmup, throughput=args.throughput)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -416,7 +460,7 @@ def parser():
     g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
     g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
     g.add_argument("--patch", type=int, default=4, help="pixels along the side of an image token")
-    g.add_argument("--image-levels", type=numbers, default=(8, 8, 8), help="FSQ levels; their product is the codebook")
+    g.add_argument("--image-levels", type=numbers, default=(4, 4, 4), help="FSQ levels; their product is the codebook")
     g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
     g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
@@ -427,13 +471,15 @@ def parser():
     g.add_argument("--tokenizer-items", type=int, default=6000, help="pictures or clips that tokenizers are trained on")
     g = p.add_argument_group("diffusion")
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
-    g.add_argument("--weighting", default="bound", choices=diffusion.WEIGHTINGS)
+    g.add_argument("--weighting", default="unweighted", choices=diffusion.WEIGHTINGS)
     g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
         "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
-    g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=True,
+    g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
                    default=shares("joint=0.1,first|second=0.4,second|first=0.4,first=0.05,second=0.05"))
+    g.add_argument("--time-power", type=shares, default=shares("second|first=0.3"), help="mode=p: times of that mode are "
+                   "drawn as u^p, below 1 at higher mask rates")
     g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
     g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
     g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")
@@ -449,6 +495,7 @@ def parser():
     g = p.add_argument_group("plan")
     g.add_argument("--vocab", type=int, default=0, help="ids, for --plan")
     g.add_argument("--tokens", type=float, default=0, help="token horizon, for --plan")
+    g.add_argument("--throughput", type=float, default=0, help="tokens a second, for the hours that --plan prints")
     return p
 
 

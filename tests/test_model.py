@@ -145,3 +145,15 @@ def test_flops_count_the_matrix_products():
         F.cross_entropy(net(ids, ids).flatten(0, 1), ids.flatten()).backward()
     # the first layer needs no gradient of its input only for the embedding, which is no product: the counts agree
     assert models.flops_per_token(net.config, 10) * 30 == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_depth_multipliers_reach_rate_and_initial_size_of_each_block(monkeypatch):
+    monkeypatch.setattr(models, "DEPTH_MULTIPLIERS", {"hidden": {"lr": (1.0, 0.5), "init_std": (1.0, 3.0)}})
+    net = tiny(depth=3, base_depth=3, width=64, base_width=64)
+    groups = models.param_groups(net, 1e-2, 1e-8, 0.1)
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in net.parameters())
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert [rate[id(b.qkv.weight)] for b in net.blocks] == pytest.approx([1e-2, 0.75e-2, 0.5e-2])
+    stds = [float(b.qkv.weight.std()) for b in net.blocks]
+    assert stds[1] / stds[0] == pytest.approx(2, rel=0.05) and stds[2] / stds[0] == pytest.approx(3, rel=0.05)

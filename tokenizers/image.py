@@ -23,7 +23,7 @@ class ImageConfig:
     channels: int = 3  # 1 grey, 3 red-green-blue
     patch: int = 4  # pixels along the side of a token's square
     levels: tuple = (4, 4, 4)  # quantisation levels of each latent channel; their product is the vocabulary
-    hidden: int = 32  # channels of the network
+    hidden: int = 64  # channels of the network
     blocks: int = 4  # residual blocks of the decoder
 
     def __post_init__(self):
@@ -73,9 +73,11 @@ class Net(nn.Module):
             nn.Conv2d(hidden, pixels, 1),
         )
 
-    def digits(self, x):  # (B, C, H, W) in [-1, 1]
-        z = self.encoder(F.pixel_unshuffle(x, self.patch))  # (B, d, h, w)
-        return fsq.quantise(z.movedim(1, -1).float(), self.levels)  # (B, h, w, d)
+    def latent(self, x):  # (B, C, H, W) in [-1, 1]
+        return self.encoder(F.pixel_unshuffle(x, self.patch)).movedim(1, -1).float()  # (B, h, w, d)
+
+    def digits(self, x):
+        return fsq.quantise(self.latent(x), self.levels)  # (B, h, w, d)
 
     def pixels(self, digits):  # (B, h, w, d)
         y = self.decoder(fsq.centred(digits, self.levels).movedim(-1, 1))  # (B, C p p, h, w)
@@ -103,10 +105,12 @@ def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", b
 
     def loss_of(rows, rng):
         x = to_float(images[np.sort(rows)], device)  # (B, C, H, W)
-        error = net.pixels(net.digits(x)) - x  # (B, C, H, W)
+        z = net.latent(x)  # (B, h, w, d)
+        error = net.pixels(fsq.quantise(z, net.levels)) - x  # (B, C, H, W)
         square = error.square().mean()
         # squares make the PSNR; a little absolute error keeps edges sharp where squares are content with a blend
-        return square + 0.1 * error.abs().mean(), {"psnr": 10 * torch.log10(4 / square.detach())}
+        loss = square + 0.1 * error.abs().mean() + 0.05 * fsq.commitment(z, net.levels)
+        return loss, {"psnr": 10 * torch.log10(4 / square.detach())}
 
     seconds = 60 if seconds is None and steps is None else seconds
     return Tokenizer(config, net, fsq.fit(net, loss_of, len(images), batch, lr, seconds, steps, seed, "image tokenizer"))

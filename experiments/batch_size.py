@@ -1,0 +1,110 @@
+"""Is the batch size still a hyper-parameter once the optimizer's settings follow it?
+
+Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the settings follow the SDE
+rule, if nothing follows, and if the learning rate alone follows (as the square root, linearly)? And what does the
+exponent gamma do when the run gets four times longer?
+The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
+fewer than S_crit steps are left, and rises above; gamma about 0.44.
+Set-up: experiments/common.py; 120k parameters outside the tables (width 64, depth 2), 1.5M tokens, base batch of 16 rows
+(1536 tokens), learning rate tuned there once, batches from 1/8 to 16 times the base, two seeds.
+On two cores about 35 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
+"""
+import argparse
+
+import numpy as np
+
+import common
+from common import train
+
+SHAPE = dict(width=64, depth=2, head_dim=32, base_width=64, base_depth=2)
+ROWS, TOKENS, SEEDS = 16, 1_500_000, (0, 1)
+RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
+RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7))
+FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay")
+
+
+def base(lr, tokens):
+    return {**train.BASE, "batch": ROWS * common.LENGTH, "tokens": tokens, "lr": lr}
+
+
+def settings(arm, ratio, b):
+    """AdamW's settings of an arm at `ratio` times the base batch, same tokens."""
+    if arm == "rule":
+        rule = train.batch_rule(ratio * b["batch"], b["tokens"], b)
+        return {k: rule[k] for k in FIELDS}
+    factor = {"nothing": 1.0, "lr x sqrt": ratio ** 0.5, "lr x linear": ratio}[arm]
+    return {**{k: b[k] for k in FIELDS}, "lr": b["lr"] * factor}
+
+
+ARMS = ("rule", "nothing", "lr x sqrt", "lr x linear")
+
+
+def study(name, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, rates=RATES, workers=None):
+    run = lambda configs: common.run_all(name, configs, workers)
+    c = lambda b, rows, tokens, seed: {**SHAPE, **{k: b[k] for k in FIELDS}, "batch": rows, "tokens": tokens, "seed": seed}
+    # 1. tune the learning rate once, at the base
+    tuned = run([c(base(lr, tokens), ROWS, tokens, seeds[0]) for lr in rates])
+    lr = rates[int(np.argmin([r["bound"] or np.inf for r in tuned]))]
+    b = base(lr, tokens)
+    # 2. the arms
+    cells = [(arm, ratio) for arm in ARMS for ratio in ratios]
+    results = run([c({**b, **settings(arm, ratio, b)}, round(ROWS * ratio), tokens, seed) for arm, ratio in cells for seed in seeds])
+    grouped = [results[i * len(seeds):(i + 1) * len(seeds)] for i in range(len(cells))]
+    arms = {arm: [] for arm in ARMS}
+    for (arm, ratio), mine in zip(cells, grouped):
+        bound, error = common.mean_and_error(mine)
+        arms[arm].append(dict(ratio=ratio, rows=round(ROWS * ratio), steps=mine[0]["steps"], bound=bound, stderr=error))
+    # 3. four times the tokens: what gamma does, beside the learning rates around it
+    longer = []
+    for gamma in (0.0, 0.44, 1.0):
+        rule = train.batch_rule(b["batch"], 4 * tokens, b, gamma)
+        mine = run([c({**b, **{k: rule[k] for k in FIELDS}}, ROWS, 4 * tokens, seed) for seed in seeds])
+        bound, error = common.mean_and_error(mine)
+        longer.append(dict(gamma=gamma, kappa=rule["kappa"], lr=rule["lr"], bound=bound, stderr=error))
+    flat = [p for p in arms["rule"] if p["bound"] <= 1.02 * min(q["bound"] for q in arms["rule"])]
+    s_crit = min(p["steps"] for p in flat)
+    spread = {}
+    for arm in ARMS:  # over the batches that leave at least S_crit steps
+        inside = [p["bound"] for p in arms[arm] if p["steps"] >= s_crit]
+        spread[arm] = max(inside) / min(inside) - 1
+    return dict(lr=lr, tuning=[dict(lr=r, bound=t["bound"]) for r, t in zip(rates, tuned)], tokens=tokens, seeds=len(seeds),
+                base_rows=ROWS, length=common.LENGTH, arms=arms, gamma=longer, s_crit=s_crit, spread_up_to_crit=spread,
+                range_up_to_crit=max(p["ratio"] for p in flat) / min(p["ratio"] for p in flat))
+
+
+def draw(result):
+    figure, (left, right) = common.figure(2)
+    for arm, points in result["arms"].items():
+        points = [p for p in points if np.isfinite(p["bound"])]
+        left.errorbar([p["rows"] for p in points], [p["bound"] for p in points], [p["stderr"] for p in points], marker="o",
+                      ms=3, lw=1, label=arm)
+    crit = result["tokens"] / (result["length"] * result["s_crit"])
+    left.axvline(crit, color="grey", ls=":", label=f"B_crit = {crit:.0f} rows (S_crit = {result['s_crit']} steps)")
+    best = min(p["bound"] for p in result["arms"]["rule"])
+    left.set(xscale="log", xlabel="rows a step", ylabel="bound, nats a token", ylim=(0.97 * best, 1.6 * best),
+             title=f"{result['tokens'] / 1e6:.1f}M tokens, lr tuned at {result['base_rows']} rows")
+    left.legend(fontsize=7)
+    right.errorbar([p["gamma"] for p in result["gamma"]], [p["bound"] for p in result["gamma"]],
+                   [p["stderr"] for p in result["gamma"]], marker="o", ms=4, lw=1)
+    right.set(xlabel="gamma", ylabel="bound, nats a token", title="four times the tokens, base batch")
+    return figure
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes nothing but its runs")
+    quick = args.parse_args().quick
+    result = study("quick-batch_size", 40_000, (0,), (1 / 2, 1, 4), RATES[2:4]) if quick else study("batch_size")
+    print(f"learning rate tuned at the base: {result['lr']:.5f}")
+    for arm, points in result["arms"].items():
+        print(f"{arm:12}", "  ".join(f"{p['rows']:4d} rows {p['bound']:.4f} ± {p['stderr']:.4f}" for p in points))
+    print("spread up to B_crit:", {arm: f"{100 * s:.1f}%" for arm, s in result["spread_up_to_crit"].items()},
+          f"over a {result['range_up_to_crit']:.0f}-fold range, S_crit {result['s_crit']}")
+    for p in result["gamma"]:
+        print(f"four times the tokens, gamma {p['gamma']:.2f}: {p['bound']:.4f} ± {p['stderr']:.4f}")
+    if not quick:
+        common.finish("batch_size", result, draw(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What the studies share: a small set-up, runs that are kept and resumed one by one, and bounds with standard errors.
+
+The set-up: the toy world's passages (`toyworld.passages`, 10,000 of them, a byte-pair vocabulary trained on them, rows of
+96 tokens), a network of a few hundred thousand parameters. A run is a pure function of its configuration, so a result
+that is in the JSON file already is not computed again. Figures are those of the last weights, not of their average:
+the studies compare optimizers, and an average would hide what they do.
+"""
+import contextlib
+import functools
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small are fastest on one core each, several runs at a time
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import data  # noqa: E402
+import diffusion  # noqa: E402
+import model as models  # noqa: E402
+import train  # noqa: E402
+
+LENGTH = 96  # tokens a row
+
+
+@functools.lru_cache(maxsize=1)
+def passages(count=10_000, held=256):
+    """(Stream, training rows, held-out rows) of the toy world's passages. A few seconds."""
+    import toyworld
+    from tokenizers import text
+    texts = toyworld.passages(count, 0)
+    tokenizer = text.train(texts, vocab_size=512)
+    stream = data.Stream({"text": (1, tokenizer.size)}, {"text": [LENGTH]})
+    rows = stream.pack("text", tokenizer.encode(texts))
+    order = data.rng(0, 17).permutation(len(rows))
+    return stream, rows[order[held:]], rows[order[:held]]
+
+
+def held_out_bound(net, stream, rows, rounds=4):
+    """Bound in nats a token on rows (N, L), and its standard error; the same masks for every network."""
+    d = stream.describe("text", rows)
+    ids, place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (d.ids, d.place, d.doc, d.low, d.high))
+    noisy = torch.from_numpy(d.member >= 0)
+    with torch.no_grad():
+        nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
+                               data.rng(0, 23), rounds=rounds)[:, 0]
+    tokens = noisy.sum(1).double()
+    ratio = nats.sum() / tokens.sum()
+    spread = (nats - ratio * tokens).std() / tokens.mean() / len(rows) ** 0.5
+    return float(ratio), float(spread)
+
+
+def fit(c):
+    """Train one configuration and return {"bound", "stderr", "steps", "curve"}; bound None if the loss was not finite.
+
+    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; and the settings of AdamW as they are
+    used (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before.
+    """
+    torch.set_num_threads(1)
+    stream, rows, held = passages()
+    shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
+    net = models.Transformer(models.ModelConfig(stream.vocab, stream.places, **shape), seed=c["seed"])
+    batches = data.Batches(stream, {"text": rows}, {"text": c["batch"]}, c["seed"])
+    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting=c.get("weighting", "bound"))
+    optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
+                                  betas=(c["beta1"], c["beta2"]), fused=True)
+    base, parameters, curve = [g["lr"] for g in optimizer.param_groups], list(net.parameters()), []
+    steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
+    for step in range(steps):
+        batch = train.noised(batches, step, args, diffusion.schedule("linear"))
+        _, loss = train.backward(net, net.trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not np.isfinite(float(norm)):
+            return {"bound": None, "stderr": None, "steps": steps, "curve": curve}
+        for group, lr in zip(optimizer.param_groups, base):
+            group["lr"] = lr * train.lr_factor(step, steps, train.warmup_steps(steps))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) * 20 // steps > step * 20 // steps:  # twenty points
+            curve.append([(step + 1) * c["batch"] * LENGTH, round(float(loss), 4)])
+    bound, stderr = held_out_bound(net, stream, held)
+    return {"bound": bound, "stderr": stderr, "steps": steps, "curve": curve}
+
+
+def run_all(name, configs, workers=None):
+    """Results of all configurations, in order, from experiments/results/NAME-runs.json or computed now and added to it."""
+    path = HERE / "results" / f"{name}-runs.json"
+    path.parent.mkdir(exist_ok=True)
+    done, key = train.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
+    missing = {key(c): c for c in configs if key(c) not in done}
+    if missing:
+        import multiprocessing
+        from tqdm import tqdm
+        with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+            # the longest first, so that no core waits at the end
+            jobs = {pool.submit(fit, c): k for k, c in sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])}
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc=name):
+                done[jobs[job]] = job.result()
+                train.write_json(path, done)
+    return [done[key(c)] for c in configs]
+
+
+def mean_and_error(results):
+    """Mean bound over seeds and its standard error (of the seeds; of the evaluation if there is one seed); inf if any diverged."""
+    values = [r["bound"] for r in results]
+    if None in values:
+        return float("inf"), 0.0
+    if len(values) == 1:
+        return values[0], results[0]["stderr"]
+    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def figure(columns, **size):
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    return plt.subplots(1, columns, **{"figsize": (4.6 * columns, 3.8), **size})
+
+
+def finish(name, result, drawing=None):
+    """Write results/NAME.json and, if there is a drawing, results/NAME.png."""
+    train.write_json(HERE / "results" / f"{name}.json", {"script": f"experiments/{name}.py", "torch": torch.__version__, **result})
+    if drawing:
+        drawing.tight_layout()
+        drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)
