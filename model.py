@@ -19,7 +19,7 @@ class ModelConfig:
     places: int                # rows of the learned table "where in its slot is this token"
     width: int = 192           # residual stream, a multiple of head_dim
     depth: int = 3             # blocks
-    head_dim: int = 64         # fixed: widening adds heads
+    head_dim: int = 64         # fixed within a family: widening adds heads
     mlp_ratio: float = 2.75    # hidden width / width of SwiGLU: 8/3, rounded to multiples of 16
     base_width: int = 192      # the shape at which the hyper-parameters were tuned
     base_depth: int = 3
@@ -37,7 +37,7 @@ class ModelConfig:
 # Shapes. width/depth is 64 for toy and small, 128 (the paper's pilots) for pilot and 3b. The paper gives totals, not
 # shapes or vocabularies: 140k ids make 2*140k*896 = 251M embedding parameters of the pilot's 320M (the paper: 240M).
 PRESETS = {
-    "toy":   dict(width=192, depth=3),
+    "toy":   dict(width=192, depth=3, head_dim=16),   # many small heads: shapes are learned three times sooner
     "small": dict(width=512, depth=8),
     "pilot": dict(width=896, depth=7),
     "3b":    dict(width=2816, depth=22),
@@ -67,7 +67,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 # Per-group multipliers on the base values, tuned at the base shape (ours): learning rate, decay, initial std.
 MULTIPLIERS = {  #      lr     decay   init_std
-    "embedding":       (50.0,  0.0,    0.2),     # rows are rarely met: at the others' rate they would stay random
+    "embedding":       (20.0,  0.0,    0.2),     # rows are rarely met: at the others' rate they would stay random
     "hidden":          (1.0,   1.0,    0.4),     # init_std in units of 1/sqrt(base fan-in)
     "norm":            (1.0,   0.0,    None),    # gains start at one
     "qk_norm":         (1.0,   0.0,    None),
