@@ -76,7 +76,7 @@ MULTIPLIERS = {  #      lr     decay   init_std
 }
 
 # Optional factors on those by depth fraction, from the first block to the last, linear in between:
-# {"hidden": {"lr": (1.0, 0.5), "init_std": (1.0, 2.0)}}. Per-module multipliers as in Complete(d)P, section 4; none by default.
+# {"hidden": {"lr": (1.0, 0.5), "init_std": (1.0, 2.0)}}. The per-module multipliers of Complete(d)P; none by default.
 DEPTH_MULTIPLIERS = {}
 
 

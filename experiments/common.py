@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,9 +88,13 @@ def fit(c):
     return {"bound": bound, "stderr": stderr, "steps": steps, "curve": curve}
 
 
-def run_all(name, configs, workers=None):
-    """Results of all configurations, in order, from experiments/results/NAME-runs.json or computed now and added to it."""
-    path = HERE / "results" / f"{name}-runs.json"
+def results_folder(quick=False):
+    """Where a study keeps its runs: experiments/results, or a folder of its own that nobody finds again."""
+    return Path(tempfile.mkdtemp()) if quick else HERE / "results"
+
+
+def run_all(path, configs, workers=None):
+    """Results of all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
     path.parent.mkdir(exist_ok=True)
     done, key = train.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
     missing = {key(c): c for c in configs if key(c) not in done}
@@ -99,7 +104,7 @@ def run_all(name, configs, workers=None):
         with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
             # the longest first, so that no core waits at the end
             jobs = {pool.submit(fit, c): k for k, c in sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])}
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc=name):
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
                 done[jobs[job]] = job.result()
                 train.write_json(path, done)
     return [done[key(c)] for c in configs]

@@ -5,9 +5,9 @@ under the standard parameterisation (initial variance 1/fan-in, one learning rat
 What does it cost to reuse the small network's?
 Literature: under Complete(d)P (arXiv 2512.22382) the optimum stays; the tri-modal paper (arXiv 2602.21472) tunes on small
 networks this way.
-Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 400 steps of 16 rows. Both
+Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, one seed. Both
 parameterisations are the same network at the base shape, including the multipliers by type of parameter.
-On two cores about 30 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
+On two cores about 12 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
 """
 import argparse
 
@@ -16,7 +16,7 @@ import numpy as np
 import common
 from common import train
 
-WIDTHS, DEPTHS, ROWS, STEPS, SEEDS = (32, 64, 128, 256), (1, 2, 4, 8), 16, 400, (0,)
+WIDTHS, DEPTHS, ROWS, STEPS, SEEDS = (32, 64, 128, 256), (1, 2, 4, 8), 8, 250, (0,)
 RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7, 6))
 AXES = {  # axis -> shapes; the first is the base
     "width": [dict(width=w, depth=2) for w in WIDTHS],
@@ -30,12 +30,12 @@ def config(shape, base_shape, lr, steps, seed):
             "batch": ROWS, "tokens": steps * ROWS * common.LENGTH, "seed": seed}
 
 
-def study(name, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, workers=None):
+def study(folder, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, workers=None):
     cells = [(axis, rule, i, lr) for axis, shapes in axes.items() for rule in ("Complete(d)P", "standard")
              for i in range(len(shapes)) for lr in rates]
     # the standard one is the same network with every shape its own base
     made = lambda axis, rule, i, lr, seed: config(axes[axis][i], axes[axis][0 if rule == "Complete(d)P" else i], lr, steps, seed)
-    results = common.run_all(name, [made(*cell, seed) for cell in cells for seed in seeds], workers)
+    results = common.run_all(folder / "transfer-runs.json", [made(*cell, seed) for cell in cells for seed in seeds], workers)
     table = {}
     for n, (axis, rule, i, lr) in enumerate(cells):
         bound, error = common.mean_and_error(results[n * len(seeds):(n + 1) * len(seeds)])
@@ -69,9 +69,9 @@ def draw(result):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="two shapes, two rates, few steps; writes nothing but its runs")
+    args.add_argument("--quick", action="store_true", help="two shapes, two rates, few steps; leaves nothing behind")
     quick = args.parse_args().quick
-    result = (study("quick-transfer", {k: v[:2] for k, v in AXES.items()}, RATES[2:4], 20) if quick else study("transfer"))
+    result = study(common.results_folder(quick), *(({k: v[:2] for k, v in AXES.items()}, RATES[2:4], 20) if quick else ()))
     for axis, rules in result["summary"].items():
         for rule, s in rules.items():
             print(f"{axis}, {rule}: best learning rate " + ", ".join(f"{k}: {v:.5f}" for k, v in s["best"].items())

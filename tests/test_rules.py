@@ -1,4 +1,5 @@
 """The rules at work: coordinates that stay of one size, and an optimizer that does not see the batch size."""
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,3 +61,31 @@ def test_adamw_under_the_rule_has_the_same_moments_at_another_batch_size():
     assert (far(small, scaled)[:, 1] < var_error + discretisation * small[4:, 1].max()).all()
     assert (far(small, unchanged)[:, 0] > mean_error + discretisation * np.abs(small[4:, 0]).max()).any()
     assert (far(small, unchanged)[:, 1] > var_error + discretisation * small[4:, 1].max()).any()
+
+
+def test_derived_settings_are_the_rules_results_and_say_how(capsys):
+    table = {name: (formula, value) for name, formula, value in train.derived(4096, 3_000_000, 80, throughput=1000)}
+    rule = train.batch_rule(4096, 3_000_000)
+    assert table["kappa"][1] == rule["kappa"] == pytest.approx(2 * 2 ** 0.44)     # twice the batch, half the tokens
+    assert table["lr"][1] == pytest.approx(1e-3 * (2 * 2 ** 0.44) ** 0.5) and table["EMA"][1] == rule["ema"]
+    assert table["steps"][1] == 732 and table["warm-up steps"][1] == 36 and table["hours"][1] == pytest.approx(3000 / 3600)
+    assert table["B_crit"][1] * 80 * train.S_CRIT == pytest.approx(3_000_000)
+    assert table["virtual batch"][1] * table["virtual steps"][1] == pytest.approx(train.BASE["tokens"])
+    train.print_derived(4096, 4096 * (train.S_CRIT + 1), 80)
+    assert "warning" not in capsys.readouterr().out
+    train.print_derived(4096, 4096 * (train.S_CRIT - 1), 80)
+    assert f"fewer than S_crit = {train.S_CRIT}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps, warmup", [(100, 5), (4, 1), (1, 1), (100_000, 1000)])
+def test_warmup_is_a_share_of_the_steps_and_capped(steps, warmup):
+    assert train.warmup_steps(steps) == warmup
+    assert train.warmup_steps(100, share=0.9) == 25
+
+
+@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates"])
+def test_studies_run_in_their_quick_form(script):
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, f"experiments/{script}.py", "--quick"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "nan" not in done.stdout and ("Complete(d)P" in done.stdout or "rule" in done.stdout)
