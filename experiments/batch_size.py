@@ -81,7 +81,8 @@ def draw(result):
     crit = result["tokens"] / (result["length"] * result["s_crit"])
     left.axvline(crit, color="grey", ls=":", label=f"B_crit = {crit:.0f} rows (S_crit = {result['s_crit']} steps)")
     best = min(p["bound"] - p["stderr"] for points in result["arms"].values() for p in points)
-    left.set(xscale="log", xlabel="rows a step", ylabel="bound, nats a token", ylim=(0.97 * best, 1.9 * best),
+    left.set_xscale("log", base=2)
+    left.set(xlabel="rows a step", ylabel="bound, nats a token", ylim=(0.97 * best, 1.9 * best),
              title=f"{result['tokens'] / 1e6:.2g}M tokens, lr tuned at {result['base_rows']} rows")
     left.legend(fontsize=7)
     right.errorbar([p["gamma"] for p in result["gamma"]], [p["bound"] for p in result["gamma"]],

@@ -74,7 +74,8 @@ def draw(result):
         for name, values in result[axis][rule]["sizes"].items():
             panel.plot(result[axis][rule]["grid"], values, marker="o", ms=3, lw=1,
                        label=f"{name} (slope {result[axis][rule]['slopes'][name]:+.2f})")
-        panel.set(xscale="log", yscale="log", xlabel=axis, title=f"{axis}, {rule}", ylim=(1e-2, 1e2))
+        panel.set(yscale="log", xlabel=axis, title=f"{axis}, {rule}", ylim=(0.1, 10))
+        panel.set_xscale("log", base=2)
         panel.legend(fontsize=7)
     panels[0].set_ylabel("root mean square after four steps")
     return figure

@@ -103,7 +103,7 @@ def test_batches_and_masks_are_a_function_of_seed_and_step():
 
 def test_complement_doubles_the_views_of_the_same_items():
     stream, rows, _ = toy_stream()
-    batch = train.noised(data.Batches(stream, rows, {"text": 4}, 0), 0, options(), diffusion.schedule("linear"))["text"]
+    batch = train.noised(data.Batches(stream, rows, {"text": 4}, 0), 0, options("--complement"), diffusion.schedule("linear"))["text"]
     first, second = batch["masked"].chunk(2)
     noisy = batch["counts"][0] // 2
     assert not (first & second).any() and (first | second).sum() == noisy
