@@ -2,8 +2,8 @@
 
 The set-up: the toy world's passages (`toyworld.passages`, 10,000 of them, a byte-pair vocabulary trained on them, rows of
 96 tokens), a network of a few hundred thousand parameters. A run is a pure function of its configuration, so a result
-that is in the JSON file already is not computed again (delete the file after a change of the code). Figures are those of the last weights, not of their average:
-the studies compare optimizers, and an average would hide what they do.
+that is in the JSON file already is not computed again (delete the file after a change of the code). Figures are those of
+the last weights, not of their average: the studies compare optimizers, and an average would hide what they do.
 """
 import contextlib
 import functools
