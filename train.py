@@ -24,7 +24,7 @@ import diffusion
 import model as models
 from data import KINDS, MASK, MODALITIES, DataError
 
-LAYOUT_VERSION = 1  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
+LAYOUT_VERSION = 2  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
@@ -257,9 +257,10 @@ def to_device(batch, device):
 def backward(net, trunk, batch, weights, autocast):
     """Gradients of a step. Returns named terms {kind/modality: nats a token} and the loss, all tensors.
 
-    A term is the bound's estimate for one member of one kind of row: the sum over masked tokens of weight * nll, over
-    all its tokens subject to noise. The loss is their weighted sum (`weights`; a caption of ten tokens would hardly
-    count beside a picture of 64 if all tokens counted alike). One forward and backward a kind.
+    A term belongs to one member of one kind of row: the sum over masked tokens of weight * nll, over all its tokens subject
+    to noise; with --weighting bound and no --time-power it estimates the bound. The loss is their weighted sum (`weights`;
+    a caption of ten tokens would hardly count beside a picture of 64 if all tokens counted alike). One forward and
+    backward a kind.
     """
     terms, loss = {}, 0.0
     for kind, b in batch.items():
@@ -408,7 +409,7 @@ def plan(args):
           f"{20 * N / 2**30:.2f} GiB (weight, gradient, two moments, EMA in float32), activations on top")
     flops = models.flops_per_token(config, args.text_length, 0.5)
     print(f"training: {flops / 1e9:.3f} GFLOP a token at length {args.text_length}, half the positions through the head; "
-          f"{tokens:,} tokens cost {flops * tokens:.3e} FLOP")
+          f"{tokens:,.0f} tokens cost {flops * tokens:.3e} FLOP")
     print(f"compute frontier of the paper, D* = 7754 N^0.84 with N = {N:,}: {7754 * N ** 0.84:.3e} tokens; "
           f"this plan: {tokens:.3e}")
     print_derived(args.batch_tokens, tokens, args.text_length, base={**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
@@ -478,8 +479,8 @@ def parser():
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
                    default=shares("joint=0.1,first|second=0.4,second|first=0.4,first=0.05,second=0.05"))
-    g.add_argument("--time-power", type=shares, default=shares("first|second=0.6,second|first=0.3"), help="mode=p: times of that mode are "
-                   "drawn as u^p, below 1 at higher mask rates")
+    g.add_argument("--time-power", type=shares, default=shares("first|second=0.6,second|first=0.3"),
+                   help="mode=p: times of that mode are drawn as u^p, below 1 at higher mask rates (joint=1: none changed)")
     g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
     g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
     g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")

@@ -5,9 +5,9 @@ rule, if nothing follows, and if the learning rate alone follows (as the square 
 exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
-Set-up: experiments/common.py; 120k parameters outside the tables (width 64, depth 2), 750,000 tokens, base batch of 16 rows
+Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 750,000 tokens, base batch of 16 rows
 (1536 tokens), learning rate tuned there once, batches from 1/8 to 16 times the base, two seeds.
-On two cores about 20 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
+On two cores about 16 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
 """
 import argparse
 
@@ -54,7 +54,7 @@ def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, rates=RATES, worker
     for (arm, ratio), mine in zip(cells, grouped):
         bound, error = common.mean_and_error(mine)
         arms[arm].append(dict(ratio=ratio, rows=round(ROWS * ratio), steps=mine[0]["steps"], bound=bound, stderr=error))
-    # 3. four times the tokens: what gamma does, beside the learning rates around it
+    # 3. four times the tokens: what gamma does
     longer = []
     for gamma in (0.0, 0.44, 1.0):
         rule = train.batch_rule(b["batch"], 4 * tokens, b, gamma)
@@ -93,7 +93,7 @@ def draw(result):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; leaves nothing behind")
+    args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
     result = study(common.results_folder(quick), *((40_000, (0,), (1 / 2, 1, 4), RATES[2:4]) if quick else ()))
     print(f"learning rate tuned at the base: {result['lr']:.5f}")

@@ -1,7 +1,7 @@
 """What the studies share: a small set-up, runs that are kept and resumed one by one, and bounds with standard errors.
 
 The set-up: the toy world's passages (`toyworld.passages`, 10,000 of them, a byte-pair vocabulary trained on them, rows of
-96 tokens), a network of a few hundred thousand parameters. A run is a pure function of its configuration, so a result
+96 tokens) and a small network. A run is a pure function of its configuration, so a result
 that is in the JSON file already is not computed again (delete the file after a change of the code). Figures are those of
 the last weights, not of their average: the studies compare optimizers, and an average would hide what they do.
 """
@@ -57,7 +57,7 @@ def held_out_bound(net, stream, rows, rounds=4):
 
 
 def fit(c):
-    """Train one configuration and return {"bound", "stderr", "steps", "curve"}; bound None if the loss was not finite.
+    """Train one configuration and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
 
     c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; and the settings of AdamW as they are
     used (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before.
@@ -67,29 +67,27 @@ def fit(c):
     shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
     net = models.Transformer(models.ModelConfig(stream.vocab, stream.places, **shape), seed=c["seed"])
     batches = data.Batches(stream, {"text": rows}, {"text": c["batch"]}, c["seed"])
-    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting=c.get("weighting", "bound"))
+    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting="bound")
     optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
                                   betas=(c["beta1"], c["beta2"]), fused=True)
-    base, parameters, curve = [g["lr"] for g in optimizer.param_groups], list(net.parameters()), []
+    base, parameters = [g["lr"] for g in optimizer.param_groups], list(net.parameters())
     steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
     for step in range(steps):
         batch = train.noised(batches, step, args, diffusion.schedule("linear"))
-        _, loss = train.backward(net, net.trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
+        train.backward(net, net.trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not np.isfinite(float(norm)):
-            return {"bound": None, "stderr": None, "steps": steps, "curve": curve}
+            return {"bound": None, "stderr": None, "steps": steps}
         for group, lr in zip(optimizer.param_groups, base):
             group["lr"] = lr * train.lr_factor(step, steps, train.warmup_steps(steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) * 20 // steps > step * 20 // steps:  # twenty points
-            curve.append([(step + 1) * c["batch"] * LENGTH, round(float(loss), 4)])
     bound, stderr = held_out_bound(net, stream, held)
-    return {"bound": bound, "stderr": stderr, "steps": steps, "curve": curve}
+    return {"bound": bound, "stderr": stderr, "steps": steps}
 
 
 def results_folder(quick=False):
-    """Where a study keeps its runs: experiments/results, or a folder of its own that nobody finds again."""
+    """Where a study keeps its runs: experiments/results, or a new temporary folder."""
     return Path(tempfile.mkdtemp()) if quick else HERE / "results"
 
 

@@ -69,7 +69,7 @@ def draw(result):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="two shapes, two rates, few steps; leaves nothing behind")
+    args.add_argument("--quick", action="store_true", help="two shapes, two rates, few steps; writes to a temporary folder")
     quick = args.parse_args().quick
     result = study(common.results_folder(quick), *(({k: v[:2] for k, v in AXES.items()}, RATES[2:4], 20) if quick else ()))
     for axis, rules in result["summary"].items():

@@ -1022,3 +1022,13 @@ def test_samplers_draw_in_float64(monkeypatch):
     far = torch.tensor([[9.0, 0.0, -30.0]])
     y = d.sample(lambda x, where: far, x, x + 1, x + 3, MASK, sampler="ancestral", steps=1)[0]
     assert y.item() == 2
+
+
+def test_time_power_changes_the_times_of_its_mode_alone():
+    t, u = np.linspace(0.1, 0.9, 9), np.linspace(0.05, 0.95, 9)
+    share = {"first|second": 0.5, "second|first": 0.5}
+    plain, _ = d.member_times(t, 2, share, u)
+    bent, lossy = d.member_times(t, 2, share, u, {"second|first": 0.5})
+    late = u >= 0.5
+    assert np.array_equal(bent[~late], plain[~late]) and np.allclose(bent[late, 1], t[late] ** 0.5)
+    assert (bent[late, 0] == 0).all() and (lossy[late] == [False, True]).all()

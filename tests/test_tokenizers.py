@@ -381,3 +381,12 @@ def test_unreachable_encoding_says_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match="TIKTOKEN_CACHE_DIR") as caught:
         text.from_tiktoken("gpt2")
     assert "\n" not in str(caught.value)
+
+
+def test_commitment_is_the_distance_to_the_rounded_digit_and_pulls_towards_it():
+    levels = torch.tensor([4.0])
+    z = (torch.logit(torch.tensor([[(1.3 + 0.5) / 4], [(2.0 + 0.5) / 4]])) / 1.7).requires_grad_()  # bounded: 1.3 and 2.0
+    loss = fsq.commitment(z, levels)
+    assert loss.item() == pytest.approx((0.3**2 + 0.0) / 2, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert gradient[0] > 0.01 and abs(float(gradient[1])) < 1e-5  # 1.3 is pulled down to 1, 2.0 stays

@@ -35,10 +35,9 @@ def quantise(z, levels):
 def commitment(z, levels):
     """Mean square distance of bound(z) to the digits it is rounded to, a scalar to add to a loss (as in VQ-VAE, arXiv
     1711.00937, eq. 3). Without it latents settle near the edges between levels too, and two grey levels of brightness
-    change four of ten tokens of a toy picture: noise that the diffusion model would have to learn.
+    change tokens of a toy picture (experiments/README.md): noise that the diffusion model would have to learn.
     """
-    x = bound(z, levels)
-    return (x - torch.minimum(x.detach().round().clamp(min=0), levels - 1)).square().mean()
+    return (bound(z, levels) - quantise(z, levels).detach()).square().mean()
 
 
 def centred(digits, levels):
