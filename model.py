@@ -120,6 +120,80 @@ def param_groups(model, lr, eps, weight_decay):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) for the hidden matrices: our choice, not the paper's, whose
+# Complete(d)P speaks of AdamW. AdamW's step on a matrix has a few large singular values, and what is learnt along the
+# others (which edge a shape has where) comes late; here all singular values of a step are alike.
+
+STACKED = {"qkv": 3, "gate_up": 2}  # matrices that are several in one
+
+
+def orthogonal(x, steps=5):
+    """Nearly the nearest orthogonal matrix to each matrix (its singular values set to one): x (n, a, b) -> (n, a, b).
+
+    Newton-Schulz with Jordan's quintic: singular values above about 0.002 of the norm end between 0.7 and 1.2.
+    """
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = x @ x.mT                                                                               # (n, a, a)
+        B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)                                     # (n, a, a)
+        x = torch.baddbmm(x, B, x, beta=3.4445)                                                    # (n, a, b)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then steps of spectral norm lr * sqrt(max(1, rows / columns)), which keeps changes of activations of one
+    size at any width: lr needs no width factor, only Complete(d)P's of depth. Decay as AdamW's: weight *= 1 - lr decay."""
+
+    def __init__(self, groups, momentum=0.95):
+        super().__init__(groups, dict(momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            todo = {}                                                 # matrices of one shape go through one product
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(momentum, group["momentum"])      # Nesterov's
+                parts = ahead.view(group["parts"], -1, ahead.shape[1])
+                todo.setdefault(parts.shape, []).append((p, parts))
+            for (n, rows, columns), entries in todo.items():
+                made = orthogonal(torch.cat([parts for _, parts in entries])).split(n)
+                for (p, _), update in zip(entries, made):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.reshape(p.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+OPTIMIZERS = ("muon", "adamw")
+
+
+def optimizers(model, rule, name="adamw", muon_lr=0.0):
+    """The optimizers of a training, each parameter in one of them exactly once. rule: what train.py's `batch_rule` returns.
+
+    adamw: one AdamW. muon: the hidden matrices by `Muon`, everything else as before; the rule's sqrt(kappa) and beta^kappa
+    apply to it too (a normalised step, like Adam's), its decay is such that lr * decay is AdamW's.
+    """
+    groups = param_groups(model, rule["lr"], rule["eps"], rule["weight_decay"])
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if name == "adamw":
+        return [torch.optim.AdamW(groups, betas=(rule["beta1"], rule["beta2"]), fused=fused)]
+    config, names, matrices = model.config, {p: n for n, p in model.named_parameters()}, []
+    depth = config.m_L ** (config.alpha - 1)
+    for group in (g for g in groups if g["name"] == "hidden"):
+        for parts in sorted({1, *STACKED.values()}):
+            of = [p for p in group["params"] if STACKED.get(names[p].split(".")[-2], 1) == parts]
+            lr = muon_lr * depth * multipliers(names[of[0]], config.depth)[0]
+            decay = group["weight_decay"] * group["lr"] / lr
+            matrices.append(dict(params=of, name="hidden", parts=parts, lr=lr, weight_decay=decay))
+    return [torch.optim.AdamW([g for g in groups if g["name"] != "hidden"], betas=(rule["beta1"], rule["beta2"]), fused=fused),
+            Muon(matrices, momentum=rule["momentum"])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 def rope_table(length, head_dim, base, device):
     """cos and sin of rotary positions (arXiv 2104.09864), each (length, head_dim // 2), float32."""

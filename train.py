@@ -24,10 +24,11 @@ import diffusion
 import model as models
 from data import KINDS, MASK, MODALITIES, DataError
 
-LAYOUT_VERSION = 2  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
+LAYOUT_VERSION = 3  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
-BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
+BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
+            muon_lr=0.012, momentum=0.95)
 S_CRIT = 488  # steps below which the loss rises by over 2%, measured for a toy network: experiments/batch_size.py
 
 
@@ -41,7 +42,12 @@ def batch_rule(batch, tokens, base=BASE, gamma=0.44):
     kappa = (base["tokens"] / tokens) ** gamma * (batch / base["batch"])
     return dict(kappa=kappa, lr=base["lr"] * math.sqrt(kappa), beta1=base["beta1"] ** kappa, beta2=base["beta2"] ** kappa,
                 eps=base["eps"] / math.sqrt(kappa), weight_decay=base["weight_decay"] * math.sqrt(kappa),
-                ema=base["ema"] ** kappa)
+                ema=base["ema"] ** kappa, muon_lr=base["muon_lr"] * math.sqrt(kappa), momentum=base["momentum"] ** kappa)
+
+
+def tuned_point(args):
+    """BASE with what flags change of it."""
+    return {**BASE, "lr": args.lr, "muon_lr": args.muon_lr, "weight_decay": args.weight_decay}
 
 
 def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughput=0.0):
@@ -60,6 +66,8 @@ def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughpu
             ("eps", f"{base['eps']:g} / sqrt(kappa)", rule["eps"]),
             ("weight decay", f"{base['weight_decay']:g} {times}", rule["weight_decay"]),
             ("EMA", f"{base['ema']:g}^kappa", rule["ema"]),
+            ("Muon lr", f"{base['muon_lr']:g} {times}", rule["muon_lr"]),
+            ("Muon momentum", f"{base['momentum']:g}^kappa", rule["momentum"]),
             ("steps", "D / B", steps),
             ("warm-up steps", f"min(1000, steps / 4, {warmup:g} steps)", warmup_steps(steps, warmup)),
             ("virtual batch", "kappa B_base, tokens", rule["kappa"] * base["batch"]),
@@ -323,29 +331,35 @@ def train(args, folder, stream, rows, device, resume):
     began = time.time()
 
     def step_seconds(trunk, n=8):
-        times = []
+        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, args.muon_lr)
+        for group in (g for o in idle for g in o.param_groups):
+            group["lr"] = 0.0                        # a step costs the same and changes nothing
         for batch in [to_device(noised(batches, i, args, sched), device) for i in range(n)]:  # in training made ahead
             start = time.perf_counter()
             backward(net, trunk, batch, args.loss_weights, autocast)[1].item()
+            for optimizer in idle:
+                optimizer.step()
+            net.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - start)
-        net.zero_grad(set_to_none=True)
         return min(times[2:])                        # of a machine left alone: others' work only adds
 
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.15 * seconds)))
-    base = {**BASE, "lr": args.lr, "weight_decay": args.weight_decay}
+        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds)))
+    base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
-    optimizer = torch.optim.AdamW(models.param_groups(net, rule["lr"], rule["eps"], rule["weight_decay"]),
-                                  betas=(rule["beta1"], rule["beta2"]), fused=device.type in ("cpu", "cuda"))
-    for group in optimizer.param_groups:
+    optimizers = models.optimizers(net, rule, args.optimizer, rule["muon_lr"])
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
         group["base_lr"] = group["lr"]
     ema = [p.detach().clone() for p in net.parameters()]
     first = 0
     if state:
         net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         ema = [e.to(device) for e in state["ema"]]
         first = state["step"]
     write_json(folder / "config.json", {
@@ -358,7 +372,7 @@ def train(args, folder, stream, rows, device, resume):
 
     def save(step):
         torch.save({"layout_version": LAYOUT_VERSION, "step": step, "steps": args.steps, "model": net.state_dict(),
-                    "ema": ema, "optimizer": optimizer.state_dict()}, folder / "checkpoint.tmp")
+                    "ema": ema, "optimizers": [o.state_dict() for o in optimizers]}, folder / "checkpoint.tmp")
         os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
     log = open(folder / "log.jsonl", "a", encoding="utf-8")
@@ -371,13 +385,14 @@ def train(args, folder, stream, rows, device, resume):
             terms, loss = backward(net, trunk, batch, args.loss_weights, autocast)
             norm = torch.nn.utils.clip_grad_norm_(net_parameters, args.clip)
             factor = lr_factor(step, args.steps, warmup)
-            for group in optimizer.param_groups:
+            for group in groups:
                 group["lr"] = group["base_lr"] * factor
             if not math.isfinite(float(norm)):
                 raise DataError(f"loss or gradient is not finite at step {step}: lower --lr; the last good checkpoint "
                                 f"is {folder / 'checkpoint.pt'}")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            net.zero_grad(set_to_none=True)
             with torch.no_grad():  # early on the average follows faster, so that it forgets the start
                 torch._foreach_lerp_(ema, net_parameters, max(1 - rule["ema"], 1 / (step + 2)))
             bar.update()
@@ -412,7 +427,7 @@ def plan(args):
           f"{tokens:,.0f} tokens cost {flops * tokens:.3e} FLOP")
     print(f"compute frontier of the paper, D* = 7754 N^0.84 with N = {N:,}: {7754 * N ** 0.84:.3e} tokens; "
           f"this plan: {tokens:.3e}")
-    print_derived(args.batch_tokens, tokens, args.text_length, base={**BASE, "lr": args.lr, "weight_decay": args.weight_decay},
+    print_derived(args.batch_tokens, tokens, args.text_length, base=tuned_point(args),
                   gamma=args.gamma, warmup=args.warmup, throughput=args.throughput)
 
 
@@ -452,7 +467,7 @@ def parser():
     g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
     g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
     g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.25,image-text=0.45,speech-text=0.3"),
+    g.add_argument("--mix", type=shares, default=shares("text=0.2,image-text=0.55,speech-text=0.25"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")
@@ -478,12 +493,14 @@ def parser():
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
     g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
-                   default=shares("joint=0.1,first|second=0.4,second|first=0.4,first=0.05,second=0.05"))
+                   default=shares("joint=0.05,first|second=0.45,second|first=0.4,first=0.07,second=0.03"))
     g.add_argument("--time-power", type=shares, default=shares("first|second=0.6,second|first=0.3"),
                    help="mode=p: times of that mode are drawn as u^p, below 1 at higher mask rates (joint=1: none changed)")
     g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
     g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
     g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")
+    g.add_argument("--optimizer", default="muon", choices=models.OPTIMIZERS, help="of the hidden matrices (the rest: AdamW)")
+    g.add_argument("--muon-lr", type=float, default=BASE["muon_lr"], help="Muon's learning rate: the spectral norm of a step")
     g.add_argument("--weight-decay", type=float, default=BASE["weight_decay"], help="multiplied by lr, as in PyTorch")
     g.add_argument("--gamma", type=float, default=0.44, help="token-horizon exponent of the batch rule")
     g.add_argument("--warmup", type=float, default=0.05, help="share of the steps, at most 1000 steps")
@@ -500,12 +517,23 @@ def parser():
     return p
 
 
+def check_names(args):
+    """A DataError for a share whose name is none of those that the flag knows."""
+    terms = [f"{k}/{m}" for k, members in KINDS.items() for m in members]
+    for flag, known in (("modes", diffusion.PAIR_MODES), ("time_power", diffusion.PAIR_MODES), ("mix", KINDS),
+                        ("loss_weights", terms)):
+        for name in getattr(args, flag):
+            if name not in known:
+                raise DataError(f"--{flag.replace('_', '-')}: no {name!r}; choose from {', '.join(known)}")
+
+
 def plain(args):
     return {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "debug", "device", "run")}
 
 
 def main():
     args = parser().parse_args()
+    check_names(args)
     if args.plan:
         return plan(args)
     began, folder = time.time(), Path(args.run)

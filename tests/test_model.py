@@ -157,3 +157,59 @@ def test_depth_multipliers_reach_rate_and_initial_size_of_each_block(monkeypatch
     assert [rate[id(b.qkv.weight)] for b in net.blocks] == pytest.approx([1e-2, 0.75e-2, 0.5e-2])
     stds = [float(b.qkv.weight.std()) for b in net.blocks]
     assert stds[1] / stds[0] == pytest.approx(2, rel=0.05) and stds[2] / stds[0] == pytest.approx(3, rel=0.05)
+
+
+RULE = dict(lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (2, 30, 70), (2, 70, 30)])
+def test_orthogonal_is_near_the_polar_factor_of_the_svd(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    made = u.mT @ models.orthogonal(x).double() @ v.mT                 # in the singular basis: diagonal, all near one
+    values = torch.diagonal(made, dim1=1, dim2=2)[s / s.norm(dim=1, keepdim=True) > 0.003]
+    assert values.min() > 0.65 and values.max() < 1.25 and len(values) > 0.9 * s.numel()
+    assert (made - torch.diag_embed(torch.diagonal(made, dim1=1, dim2=2))).abs().max() < 1e-3
+
+
+def test_muon_makes_two_steps_as_written_again_in_float64():
+    w = torch.nn.Parameter(torch.randn(20, 10, generator=torch.Generator().manual_seed(1)))
+    want, momentum = w.detach().double().clone(), torch.zeros(2, 10, 10, dtype=torch.float64)
+    muon = models.Muon([dict(params=[w], parts=2, lr=0.1, weight_decay=0.5)], momentum=0.9)
+    for step in (2, 3):
+        w.grad = torch.randn(20, 10, generator=torch.Generator().manual_seed(step))
+        muon.step()
+        halves = w.grad.double().view(2, 10, 10)                       # two matrices in one: each is made orthogonal alone
+        momentum = 0.9 * momentum + 0.1 * halves
+        for i, look in enumerate(0.1 * halves + 0.9 * momentum):
+            x = look / look.norm()
+            for _ in range(5):
+                x = 3.4445 * x - 4.7750 * (x @ x.T @ x) + 2.0315 * (x @ x.T @ x @ x.T @ x)
+            rows = slice(10 * i, 10 * i + 10)
+            want[rows] = want[rows] * (1 - 0.1 * 0.5) - 0.1 * x
+    assert torch.allclose(w.detach().double(), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [32, 256])
+def test_muon_groups_cover_every_parameter_and_step_by_one_spectral_norm_at_any_width(width):
+    net = tiny(width=width, depth=4, alpha=0.5)
+    made = models.optimizers(net, RULE, "muon", muon_lr=0.01)
+    groups = [g for o in made for g in o.param_groups]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in net.parameters())
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    for group in made[1].param_groups:
+        group["weight_decay"] = 0
+    for optimizer in made:
+        optimizer.step()
+    lr = 0.01 * 2 ** -0.5                                              # twice as deep at alpha 1/2
+    for name, parts in (("out", 1), ("qkv", 3), ("down", 1)):
+        change = (net.blocks[0].get_parameter(f"{name}.weight").detach() - before[f"blocks.0.{name}.weight"])
+        norms = torch.linalg.matrix_norm(change.view(parts, -1, change.shape[1]), 2)
+        assert (norms > 0.65 * lr).all() and (norms < 1.25 * lr).all()
+    adam = models.param_groups(net, RULE["lr"], RULE["eps"], RULE["weight_decay"])
+    product = next(g["lr"] * g["weight_decay"] for g in adam if g["name"] == "hidden")
+    fresh = models.optimizers(net, RULE, "muon", muon_lr=0.01)[1]
+    assert all(g["lr"] * g["weight_decay"] == pytest.approx(product) for g in fresh.param_groups)

@@ -34,7 +34,7 @@ def test_batch_rule_recovers_the_two_known_rules():
     r = train.batch_rule(2 * train.BASE["batch"], 5 * train.BASE["tokens"], gamma=1)           # Complete(d)P: m_B / m_D
     assert r["kappa"] == pytest.approx(2 / 5)
     assert train.batch_rule(train.BASE["batch"], train.BASE["tokens"]) == {"kappa": 1.0, **{k: train.BASE[k] for k in (
-        "lr", "beta1", "beta2", "eps", "weight_decay", "ema")}}
+        "lr", "beta1", "beta2", "eps", "weight_decay", "ema", "muon_lr", "momentum")}}
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():
@@ -232,6 +232,8 @@ def test_errors_are_one_line(tmp_path):
                           (("train.py", "--images", tmp_path), "metadata.jsonl"),
                           (("train.py", "--resume", "--run", tmp_path / "none"), "no checkpoint"),
                           (("train.py", "--device", "abacus"), "--device"),
+                          (("train.py", "--modes", "jont=1"), "--modes"),
+                          (("train.py", "--time-power", "second=0.5,frist=1"), "--time-power"),
                           (("sample.py", "text", "--run", tmp_path / "none"), "train.py --run")):
         done = run(*command, *(("--run", tmp_path / "r") if "--run" not in command else ()), check=False)
         assert done.returncode != 0 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
