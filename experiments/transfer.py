@@ -7,7 +7,7 @@ Literature: under Complete(d)P (arXiv 2512.22382) the optimum stays; the tri-mod
 networks this way.
 Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, one seed. Both
 parameterisations are the same network at the base shape, including the multipliers by type of parameter.
-On two cores about 12 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
+On two cores about 8 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
 """
 import argparse
 
