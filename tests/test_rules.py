@@ -26,7 +26,7 @@ def test_coordinates_are_flat_under_completep_and_not_under_the_standard_rule(ch
     assert max(steep["hidden change"], steep["logits change"]) > 0.4, steep
 
 
-BASE = dict(batch=4, tokens=4 * 2048, lr=0.01, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99)
+BASE = {**train.BASE, "batch": 4, "tokens": 4 * 2048, "lr": 0.01}    # the rest as it is tuned
 
 
 def trajectory(settings, batch, steps, chains=4000, noise=1.0, curvature=0.03, seed=0):
