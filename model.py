@@ -171,7 +171,7 @@ class Muon(torch.optim.Optimizer):
 OPTIMIZERS = ("muon", "adamw")
 
 
-def optimizers(model, rule, name="adamw", muon_lr=0.0):
+def optimizers(model, rule, name="adamw"):
     """The optimizers of a training, each parameter in one of them exactly once. rule: what train.py's `batch_rule` returns.
 
     adamw: one AdamW. muon: the hidden matrices by `Muon`, everything else as before; the rule's sqrt(kappa) and beta^kappa
@@ -186,7 +186,7 @@ def optimizers(model, rule, name="adamw", muon_lr=0.0):
     for group in (g for g in groups if g["name"] == "hidden"):
         for parts in sorted({1, *STACKED.values()}):
             of = [p for p in group["params"] if STACKED.get(names[p].split(".")[-2], 1) == parts]
-            lr = muon_lr * depth * multipliers(names[of[0]], config.depth)[0]
+            lr = rule["muon_lr"] * depth * multipliers(names[of[0]], config.depth)[0]
             decay = group["weight_decay"] * group["lr"] / lr
             matrices.append(dict(params=of, name="hidden", parts=parts, lr=lr, weight_decay=decay))
     return [torch.optim.AdamW([g for g in groups if g["name"] != "hidden"], betas=(rule["beta1"], rule["beta2"]), fused=fused),

@@ -331,7 +331,7 @@ def train(args, folder, stream, rows, device, resume):
     began = time.time()
 
     def step_seconds(trunk, n=8):
-        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, args.muon_lr)
+        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer)
         for group in (g for o in idle for g in o.param_groups):
             group["lr"] = 0.0                        # a step costs the same and changes nothing
         for batch in [to_device(noised(batches, i, args, sched), device) for i in range(n)]:  # in training made ahead
@@ -349,7 +349,7 @@ def train(args, folder, stream, rows, device, resume):
     base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
-    optimizers = models.optimizers(net, rule, args.optimizer, rule["muon_lr"])
+    optimizers = models.optimizers(net, rule, args.optimizer)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in groups:
         group["base_lr"] = group["lr"]

@@ -159,7 +159,7 @@ def test_depth_multipliers_reach_rate_and_initial_size_of_each_block(monkeypatch
     assert stds[1] / stds[0] == pytest.approx(2, rel=0.05) and stds[2] / stds[0] == pytest.approx(3, rel=0.05)
 
 
-RULE = dict(lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, momentum=0.9)
+RULE = dict(lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, momentum=0.9, muon_lr=0.01)
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 40), (2, 30, 70), (2, 70, 30)])
@@ -193,7 +193,7 @@ def test_muon_makes_two_steps_as_written_again_in_float64():
 @pytest.mark.parametrize("width", [32, 256])
 def test_muon_groups_cover_every_parameter_and_step_by_one_spectral_norm_at_any_width(width):
     net = tiny(width=width, depth=4, alpha=0.5)
-    made = models.optimizers(net, RULE, "muon", muon_lr=0.01)
+    made = models.optimizers(net, RULE, "muon")
     groups = [g for o in made for g in o.param_groups]
     ids = [id(p) for g in groups for p in g["params"]]
     assert sorted(ids) == sorted(id(p) for p in net.parameters())
@@ -211,5 +211,5 @@ def test_muon_groups_cover_every_parameter_and_step_by_one_spectral_norm_at_any_
         assert (norms > 0.65 * lr).all() and (norms < 1.25 * lr).all()
     adam = models.param_groups(net, RULE["lr"], RULE["eps"], RULE["weight_decay"])
     product = next(g["lr"] * g["weight_decay"] for g in adam if g["name"] == "hidden")
-    fresh = models.optimizers(net, RULE, "muon", muon_lr=0.01)[1]
+    fresh = models.optimizers(net, RULE, "muon")[1]
     assert all(g["lr"] * g["weight_decay"] == pytest.approx(product) for g in fresh.param_groups)
