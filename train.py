@@ -350,8 +350,7 @@ def train(args, folder, stream, rows, device, resume):
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
     optimizers = models.optimizers(net, rule, args.optimizer)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for group in groups:
+    for group in (g for o in optimizers for g in o.param_groups):
         group["base_lr"] = group["lr"]
     ema = [p.detach().clone() for p in net.parameters()]
     first = 0
@@ -359,9 +358,9 @@ def train(args, folder, stream, rows, device, resume):
         net.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         ema = [e.to(device) for e in state["ema"]]
         first = state["step"]
+    groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
     write_json(folder / "config.json", {
         "layout_version": LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
         "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": plain(args)})
@@ -517,8 +516,10 @@ def parser():
     return p
 
 
-def check_names(args):
-    """A DataError for a share whose name is none of those that the flag knows."""
+def check_flags(args):
+    """A DataError for a share whose name is none of those that the flag knows, or a rate that cannot train."""
+    if args.muon_lr <= 0:
+        raise DataError(f"--muon-lr {args.muon_lr:g}: must be above 0; --optimizer adamw trains without Muon")
     terms = [f"{k}/{m}" for k, members in KINDS.items() for m in members]
     for flag, known in (("modes", diffusion.PAIR_MODES), ("time_power", diffusion.PAIR_MODES), ("mix", KINDS),
                         ("loss_weights", terms)):
@@ -533,7 +534,7 @@ def plain(args):
 
 def main():
     args = parser().parse_args()
-    check_names(args)
+    check_flags(args)
     if args.plan:
         return plan(args)
     began, folder = time.time(), Path(args.run)

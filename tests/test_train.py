@@ -233,6 +233,7 @@ def test_errors_are_one_line(tmp_path):
                           (("train.py", "--resume", "--run", tmp_path / "none"), "no checkpoint"),
                           (("train.py", "--device", "abacus"), "--device"),
                           (("train.py", "--modes", "jont=1"), "--modes"),
+                          (("train.py", "--muon-lr", "0"), "--muon-lr"),
                           (("train.py", "--time-power", "second=0.5,frist=1"), "--time-power"),
                           (("sample.py", "text", "--run", tmp_path / "none"), "train.py --run")):
         done = run(*command, *(("--run", tmp_path / "r") if "--run" not in command else ()), check=False)
