@@ -254,7 +254,31 @@ def word_accuracy(text, wanted):
     return max(0.0, 1 - row[-1] / max(1, len(b)))
 
 
-def score(run, n=200, seed=1_000_003, bound_rows=256):
+def answers(run, task, prompts, seed):
+    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens."""
+    if not isinstance(prompts, np.ndarray):
+        return generate(run, task, prompts, seed=seed)
+    kind, targets = TASKS[task]
+    ids = prompts
+    for modality in targets:
+        ids = holes(run, kind, ids, modality, np.ones(10**5, bool))
+    return fill(run, kind, ids, condition=[m for m in KINDS[kind] if m not in targets], seed=seed, **settings_for(task))
+
+
+def diversity(ids, repeats):
+    """Rows ids (P * repeats, L), the samples of one prompt one after another -> how much they differ.
+
+    distinct: share of different rows among the samples of a prompt (1 / repeats: all alike). entropy: nats, summed over
+    positions, of the tokens that these samples have there (at most ln(repeats) each). Means over prompts.
+    """
+    groups = ids.reshape(-1, repeats, ids.shape[1])                                                  # (P, R, L)
+    alike = (groups[:, :, None] == groups[:, None]).sum(2)                                           # (P, R, L)
+    distinct = np.mean([len(np.unique(g, axis=0)) / repeats for g in groups])
+    return {"prompts": len(groups), "samples": repeats, "distinct": float(distinct),
+            "entropy": float(np.log(repeats / alike).mean(1).sum(1).mean())}
+
+
+def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
     """Judge fresh samples of every task, n a cell, and estimate the bound. See README for the JSON's fields."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
     out = {}
@@ -264,11 +288,7 @@ def score(run, n=200, seed=1_000_003, bound_rows=256):
             continue
         result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
         for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
-            if isinstance(prompts, np.ndarray):   # rows of held-out tokens: mask the target
-                ids = holes(run, kind, prompts, "text", np.ones(10**4, bool))
-                made = fill(run, kind, ids, condition=[m for m in KINDS[kind] if m != "text"], **settings_for(task))
-            else:
-                made = generate(run, task, prompts, seed=seed)
+            made = answers(run, task, prompts, seed)
             verdict = judge(made.outputs)
             cell = {"n": len(prompts)}
             for attribute, values in verdict.items():
@@ -280,6 +300,9 @@ def score(run, n=200, seed=1_000_003, bound_rows=256):
             result["nfe"] += made.nfe * len(prompts)
             result["seconds"] += made.seconds
         result["nfe"] /= result["n"]
+        first = next(iter(cells.values()))[0][:8]
+        again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
+        result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
         pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
         total = sum(c["n"] for c in pooled)
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
@@ -351,6 +374,9 @@ def table(scores):
                              if k not in ("n", "all") and not k.endswith("_stderr"))
             lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%   {rest}")
         if "nfe" in result:
+            spread = result["diversity"]
+            lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% distinct, "
+                         f"{spread['entropy']:.1f} nats")
             lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
     lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
     for name, entry in scores["bound"].items():
@@ -418,10 +444,14 @@ def show_text(run, ids):
 
 
 def show_image(run, ids):
-    config = run.tokenizers["image"].config
-    codes = np.where(ids == MASK, 0, ids - run.stream.start["image"]).astype(np.int64)
-    picture = grey_out(decode(run, "image", [codes])[0], (ids == MASK).reshape(config.grid).astype(float))
-    return f'<img src="{png(picture)}" width=112>'
+    """The picture under a strip of its palette's colours; what is masked is grey."""
+    tokenizer, masked = run.tokenizers["image"], ids == MASK
+    count, width = tokenizer.config.colours, tokenizer.config.width
+    codes = np.where(masked, 0, ids - run.stream.start["image"]).astype(np.int64)
+    picture = grey_out(decode(run, "image", [codes])[0], masked[count:].reshape(tokenizer.config.grid).astype(float))
+    strip = np.where(masked[:count, None], 187, tokenizer.palette(codes))[np.arange(width) * count // width]    # (W, C)
+    strip = np.broadcast_to(strip, (3, *strip.shape)).astype(np.uint8)
+    return f'<img src="{png(np.concatenate((strip, np.full_like(strip[:1], 255), picture)))}" width=112>'
 
 
 def show_speech(run, ids):

@@ -24,7 +24,7 @@ import diffusion
 import model as models
 from data import KINDS, MASK, MODALITIES, DataError
 
-LAYOUT_VERSION = 3  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
+LAYOUT_VERSION = 4  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
@@ -159,7 +159,7 @@ def make_tokenizer(modality, sources, args, folder, device):
         if modality == "image":
             height, width, channels = samples[0].shape
             config = module.ImageConfig(height=height, width=width, channels=channels, patch=args.patch,
-                                        levels=args.image_levels)
+                                        colours=args.image_colours, levels=args.image_levels)
             tokenizer = module.train(np.stack(samples), config, **budget,
                                      seed=args.seed, device=device)
         else:
@@ -295,7 +295,7 @@ def faster_trunk(net, args, device, step_seconds):
         return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)
     planned = args.steps * eager if args.steps else 60 * args.minutes
-    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 180):
+    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 600):
         args.compile = "off"
         return net.trunk, eager
     fast = torch.compile(net.trunk, dynamic=True)
@@ -449,7 +449,7 @@ def parser():
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
-    g.add_argument("--minutes", type=float, default=7.4, help="time for the model's training (tokenizers come on top)")
+    g.add_argument("--minutes", type=float, default=7.8, help="time for the model's training (tokenizers come on top)")
     g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -466,7 +466,7 @@ def parser():
     g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
     g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
     g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.2,image-text=0.55,speech-text=0.25"),
+    g.add_argument("--mix", type=shares, default=shares("text=0.3,image-text=0.4,speech-text=0.3"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")
@@ -474,8 +474,9 @@ def parser():
     g.add_argument("--vocab-size", type=int, default=512, help="byte pairs of the text tokenizer, bytes included")
     g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
     g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
-    g.add_argument("--patch", type=int, default=4, help="pixels along the side of an image token")
-    g.add_argument("--image-levels", type=numbers, default=(4, 4, 4), help="FSQ levels; their product is the codebook")
+    g.add_argument("--patch", type=int, default=0, help="pixels along the side of an image token; 0: the most up to 8")
+    g.add_argument("--image-colours", type=int, default=3, help="tokens for the main colours of a picture")
+    g.add_argument("--image-levels", type=numbers, default=(5, 5, 5, 5), help="FSQ levels; their product is the codebook")
     g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
     g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")

@@ -175,7 +175,7 @@ def discs(n, seed, side=16, channels=3):
 
 @pytest.fixture(scope="module")
 def pictures():
-    config = image.ImageConfig(16, 16, 3)
+    config = image.ImageConfig(16, 16, 3, patch=4, levels=(4, 4, 4))
     return image.train(discs(2000, 1), config, steps=300), discs(64, 2)
 
 
@@ -183,7 +183,7 @@ def test_image_beats_squares_of_one_colour(pictures):
     tok, held_out = pictures
     report = tok.report(held_out)
     assert report["psnr"] > report["baseline_psnr"] + 2, report
-    assert report["tokens_per_item"] == 16 and report["steps"] == 300 and 8 < report["used"] <= tok.size
+    assert report["tokens_per_item"] == 3 + 16 and report["steps"] == 300 and 8 < report["used"] <= tok.size
     assert "dB" in image.lines(report)
 
 
@@ -194,6 +194,52 @@ def test_image_baseline_by_hand():
     assert image.blocks_of_colour(red // 4, 4, 8).max() == 0
     assert image.psnr(red, red)[0] == pytest.approx(60)
     assert image.psnr(red, red * 0)[0] == pytest.approx(10 * np.log10(3))
+
+
+def as_floats(pictures):
+    return image.to_float(np.asarray(pictures, np.uint8), "cpu")
+
+
+def test_palette_by_hand():
+    """The ground, then the others from the top left on, whichever colour is where; what is missing repeats the last."""
+    white, red, blue = (250, 250, 250), (215, 35, 40), (40, 80, 220)
+    pictures = np.full((6, 16, 16, 3), white)
+    for picture, (first, second) in zip(pictures, ((red, blue), (blue, red), (red, red), (white, white))):
+        picture[6:10, 2:6], picture[6:10, 10:14] = first, second
+        picture[6:10, 6] = (np.array(first) + white) / 2  # an edge that is half covered is no colour of the picture
+    pictures[4, 2:6, 6:10], pictures[4, 10:14, 6:10] = red, blue
+    pictures[5] = blue
+    want = [[white, red, blue], [white, blue, red], [white, red, red], [white] * 3, [white, red, blue], [blue] * 3]
+    found = image.palette(as_floats(pictures), 3)  # (6, 3, 3)
+    assert np.abs((found.numpy() + 1) * 127.5 - want).max() < 1
+
+
+def test_flatness_by_hand():
+    """One pixel of another colour spoils no pixel of a plain area; a checkerboard has no plain pixel."""
+    pictures = np.zeros((2, 8, 8, 1), np.uint8)
+    pictures[0, 3, 3] = 255
+    pictures[1] = 255 * (np.indices((8, 8)).sum(0) % 2)[..., None]
+    flat = image.flatness(as_floats(pictures)).numpy()
+    assert flat[0, 3, 3] < 1e-6 and np.delete(flat[0].ravel(), 3 * 8 + 3).min() == 1 and flat[1].max() < 1e-6
+
+
+def test_colours_do_not_change_the_tokens_of_squares(pictures):
+    """The same scene in other colours differs in its palette; nearly all squares keep their tokens."""
+    tok, held_out = pictures
+    ground = held_out[:, :1, :1]  # discs() leaves the corner to the ground
+    recoloured = np.where((held_out == ground).all(-1, keepdims=True), [40, 180, 60], [250, 220, 60]).astype(np.uint8)
+    other = np.where((held_out == ground).all(-1, keepdims=True), [50, 70, 220], [220, 40, 40]).astype(np.uint8)
+    a, b = (np.stack(tok.encode(list(x))) for x in (recoloured, other))
+    drawn = [i for i in range(len(a)) if (a[i, 3:] != np.bincount(a[i, 3:]).argmax()).any()]
+    assert len(drawn) > 50 and (a[:, :3] != b[:, :3]).all(0).any()
+    assert (a[drawn, 3:] != b[drawn, 3:]).mean() < 0.1, (a[drawn, 3:] != b[drawn, 3:]).mean()
+
+
+def test_image_palette_of_ids(pictures):
+    tok, held_out = pictures
+    for picture, ids in zip(held_out[:8], tok.encode(held_out[:8])):
+        assert np.abs(tok.palette(ids)[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
+        assert tok.palette(ids).shape == (3, 3) and tok.palette(ids).dtype == np.uint8
 
 
 def test_image_save_load_batches(pictures, tmp_path):
@@ -208,7 +254,7 @@ def test_image_save_load_batches(pictures, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["i.pt"]
 
 
-@pytest.mark.parametrize("side, channels, tokens", [(28, 1, 49), (64, 3, 256)])
+@pytest.mark.parametrize("side, channels, tokens", [(28, 1, 3 + 4 * 4), (64, 3, 3 + 8 * 8), (30, 3, 3 + 5 * 5)])
 def test_image_other_sizes(side, channels, tokens):
     images = discs(40, 3, side, channels)
     tok = image.train(images, steps=3)
@@ -339,15 +385,16 @@ def test_audio_other_configs_and_determinism():
         (lambda s: text.train(["x"]).encode(["\udfff"]), "lone surrogate"),
         (lambda s: text.train(["x"]).decode([[256]]), "0..255"),
         (lambda s: text.from_tiktoken("nonesuch"), "gpt2"),
-        (lambda s: image.ImageConfig(30, 32), "30x32"),
+        (lambda s: image.ImageConfig(30, 32, patch=4), "30x32"),
         (lambda s: image.ImageConfig(channels=4), "alpha"),
         (lambda s: image.ImageConfig(levels=(1, 4)), "levels"),
+        (lambda s: image.ImageConfig(colours=1), "2 colours"),
         (lambda s: image.train(np.zeros((3, 32, 32, 3), np.float32)), "float32"),
         (lambda s: image.train(discs(3, 1), image.ImageConfig()), "(3, 16, 16, 3)"),
         (lambda s: image.train(discs(3, 1), seconds=1, steps=1), "either seconds or steps"),
         (lambda s: s[0].encode(discs(2, 1, 28)), "(2, 28, 28, 3)"),
-        (lambda s: s[0].decode([np.zeros(15, int)]), "16 ids"),
-        (lambda s: s[0].decode([np.full(16, s[0].size)]), "0..63"),
+        (lambda s: s[0].decode([np.zeros(18, int)]), "19 ids"),
+        (lambda s: s[0].decode([np.full(19, s[0].size)]), "0..63"),
         (lambda s: audio.AudioConfig(hop=300), "300"),
         (lambda s: audio.train([]), "no clips"),
         (lambda s: s[1].encode([np.zeros(255, np.float32)]), "255 samples"),

@@ -1,12 +1,16 @@
 """Picture <-> ids: a small convolutional autoencoder with finite scalar quantisation, trained here.
 
-Every patch x patch square becomes one token (a 32x32 picture: 8x8 = 64 tokens, row by row). All convolutions run on
-the token grid, where they are cheap: pixels are folded into channels first and unfolded last. The encoder
-sees one square; residual 3x3 convolutions let the decoder draw an edge from what the tokens around it say.
+A picture becomes a few tokens for its main colours, its palette, and one token for each patch x patch square that says
+where in the square which of these colours lies (a 32x32 picture: 3 + 4x4 = 19 tokens, the squares row by row). A red disc
+on white and a blue one on black thus differ in their palette alone, and the diffusion model learns what a disc is once and
+not once for each pair of colours (experiments/README.md). Finding the colours is not learnt; what stands for them, and
+for the squares, is. All convolutions run on the token grid, where they are cheap: pixels are folded into channels first
+and unfolded last. The encoder sees one square; residual 3x3 convolutions let the decoder draw an edge from what the
+tokens around it say.
 """
 
+import math
 from dataclasses import dataclass
-from math import log2
 
 import numpy as np
 import torch
@@ -21,8 +25,9 @@ class ImageConfig:
     height: int = 32  # pixels
     width: int = 32  # pixels
     channels: int = 3  # 1 grey, 3 red-green-blue
-    patch: int = 4  # pixels along the side of a token's square
-    levels: tuple = (4, 4, 4)  # quantisation levels of each latent channel; their product is the vocabulary
+    patch: int = 0  # pixels along the side of a token's square; 0: the largest up to 8 that divides both sides
+    colours: int = 3  # tokens for the colours of the palette
+    levels: tuple = (5, 5, 5, 5)  # quantisation levels of each latent channel; their product is the vocabulary
     hidden: int = 64  # channels of the network
     blocks: int = 4  # residual blocks of the decoder
 
@@ -31,12 +36,55 @@ class ImageConfig:
         fsq.check_levels(self.levels)
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}; drop the alpha channel")
+        if not isinstance(self.colours, int) or self.colours < 2:
+            raise ValueError(f"a palette needs at least 2 colours, got {self.colours}")
+        self.patch = self.patch or max(p for p in range(1, 9) if self.height % p == self.width % p == 0)
         if self.height % self.patch or self.width % self.patch:
             raise ValueError(f"{self.height}x{self.width} does not divide into {self.patch}x{self.patch} squares; resize")
 
     @property
     def grid(self):
         return self.height // self.patch, self.width // self.patch
+
+
+def flatness(x, range_=0.1):
+    """x (B, C, H, W) in [-1, 1] -> (B, H, W): 1 inside plain areas, near 0 where no 2x2 block around a pixel has one colour."""
+    spread = (F.max_pool2d(x, 2, 1) + F.max_pool2d(-x, 2, 1)).amax(1)  # (B, H - 1, W - 1)
+    least = -F.max_pool2d(F.pad(-spread, (1, 1, 1, 1), value=-math.inf), 2, 1)  # (B, H, W)
+    return torch.exp(-((least / range_) ** 2))
+
+
+@torch.no_grad()
+def palette(x, count, contrast=0.05):
+    """The main colours of pictures: x (B, C, H, W) in [-1, 1] -> (B, count, C).
+
+    One round of k-means over the pixels of plain areas, each centre started from the colour farthest from those found. First comes the
+    colour of the median (most often the ground), then the others by where they lie, top left first. A picture
+    with fewer colours that differ by `contrast` (squares summed over channels) repeats the last one.
+    """
+    height, width = x.shape[2:]
+    weight, pixels = flatness(x).flatten(1), x.flatten(2)  # (B, P), (B, C, P)
+    distance = lambda centre: (pixels - centre[..., None]).square().sum(1)  # (B, C) -> (B, P)
+    centres = [pixels.median(2).values]
+    nearest = distance(centres[0])  # (B, P)
+    owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P): which centre is nearest
+    for k in range(1, count):
+        gap, at = (nearest * weight).max(1)  # (B,)
+        found = pixels.gather(2, at[:, None, None].expand(-1, pixels.shape[1], 1))[..., 0]  # (B, C)
+        centres.append(torch.where(gap[:, None] > contrast, found, centres[-1]))
+        other = distance(centres[-1])
+        owner = torch.where(other < nearest, k, owner)
+        nearest = torch.minimum(nearest, other)
+    share = F.one_hot(owner, count).transpose(1, 2) * weight[:, None]  # (B, K, P)
+    mass = share.sum(2)  # (B, K), in pixels
+    mean = share @ pixels.transpose(1, 2) / mass.clamp(min=1e-6)[..., None]  # (B, K, C)
+    centres = torch.where(mass[..., None] > 0.5, mean, torch.stack(centres, 1))  # (B, K, C)
+    diagonal = (torch.arange(height)[:, None] + torch.arange(width)).flatten().to(pixels)  # (P,)
+    place = torch.where(mass > 0.5, share @ diagonal / mass.clamp(min=1e-6), math.inf)  # (B, K)
+    place[:, 0] = -1
+    last = torch.isfinite(place).sum(1, keepdim=True) - 1
+    order = place.argsort(1).gather(1, torch.minimum(torch.arange(count, device=x.device), last))  # (B, K)
+    return centres.gather(1, order[..., None].expand(-1, -1, pixels.shape[1]))
 
 
 class Block(nn.Module):
@@ -55,38 +103,52 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.patch, pixels, hidden = config.patch, config.channels * config.patch**2, config.hidden
+        self.patch, self.colours, hidden = config.patch, config.colours, config.hidden
         self.register_buffer("levels", torch.tensor(config.levels, dtype=torch.float32), persistent=False)
+        digits = len(config.levels)
+        self.mix_in = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, digits))
+        self.mix_out = nn.Sequential(nn.Linear(digits, hidden), nn.SiLU(), nn.Linear(hidden, config.channels))
         # the encoder sees one square at a time: a token then means the same thing wherever and beside whatever it stands,
         # which the diffusion model learns from far fewer pictures than codes that depend on their neighbours
+        shares = config.colours * config.patch**2
         self.encoder = nn.Sequential(
-            nn.Conv2d(pixels, 4 * hidden, 1),
+            nn.Conv2d(shares, 4 * hidden, 1),
             nn.SiLU(),
             nn.Conv2d(4 * hidden, 4 * hidden, 1),
             nn.SiLU(),
-            nn.Conv2d(4 * hidden, len(config.levels), 1),
+            nn.Conv2d(4 * hidden, digits, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(len(config.levels), hidden, 3, padding=1),
+            nn.Conv2d(digits, hidden, 3, padding=1),
             *[Block(hidden) for _ in range(config.blocks)],
             nn.GroupNorm(1, hidden),
-            nn.Conv2d(hidden, pixels, 1),
+            nn.Conv2d(hidden, shares, 1),
         )
 
-    def latent(self, x):  # (B, C, H, W) in [-1, 1]
-        return self.encoder(F.pixel_unshuffle(x, self.patch)).movedim(1, -1).float()  # (B, h, w, d)
+    def latents(self, x):
+        """x (B, C, H, W) in [-1, 1] -> of the palette (B, K, d), of the squares (B, h, w, d)."""
+        colours = self.mix_in(palette(x, self.colours))  # (B, K, d)
+        mixed = self.mix_out(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
+        distance = (x[:, None] - mixed[..., None, None]).square().sum(2)  # (B, K, H, W)
+        shares = (-8 * distance).softmax(1)  # which colour a pixel is of, as the decoder has them
+        squares = self.encoder(F.pixel_unshuffle(shares, self.patch)).movedim(1, -1)  # (B, h, w, d)
+        return colours.float(), squares.float()
 
-    def digits(self, x):
-        return fsq.quantise(self.latent(x), self.levels)  # (B, h, w, d)
-
-    def pixels(self, digits):  # (B, h, w, d)
-        y = self.decoder(fsq.centred(digits, self.levels).movedim(-1, 1))  # (B, C p p, h, w)
-        return F.pixel_shuffle(y, self.patch).float()  # (B, C, H, W)
+    def pixels(self, colours, squares):
+        """Digits of the palette (B, K, d) and of the squares (B, h, w, d) -> (B, C, H, W)."""
+        colours, squares = (fsq.centred(digits, self.levels) for digits in (colours, squares))
+        shares = F.pixel_shuffle(self.decoder(squares.movedim(-1, 1)), self.patch).softmax(1)  # (B, K, H, W)
+        return torch.einsum("bkhw,bkc->bchw", shares, self.mix_out(colours)).float()  # (B, C, H, W)
 
 
 def to_float(images, device):
     """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1] on device."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1).float() / 127.5 - 1
+
+
+def to_uint8(x):
+    """float [-1, 1], any shape -> a numpy array of uint8."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).contiguous().cpu().numpy()
 
 
 def psnr(a, b):
@@ -105,11 +167,11 @@ def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", b
 
     def loss_of(rows, rng):
         x = to_float(images[np.sort(rows)], device)  # (B, C, H, W)
-        z = net.latent(x)  # (B, h, w, d)
-        error = net.pixels(fsq.quantise(z, net.levels)) - x  # (B, C, H, W)
+        latents = net.latents(x)  # (B, K, d), (B, h, w, d)
+        error = net.pixels(*(fsq.quantise(z, net.levels) for z in latents)) - x  # (B, C, H, W)
         square = error.square().mean()
         # squares make the PSNR; a little absolute error keeps edges sharp where squares are content with a blend
-        loss = square + 0.1 * error.abs().mean() + 0.05 * fsq.commitment(z, net.levels)
+        loss = square + 0.1 * error.abs().mean() + 0.05 * sum(fsq.commitment(z, net.levels) for z in latents)
         return loss, {"psnr": 10 * torch.log10(4 / square.detach())}
 
     seconds = 60 if seconds is None and steps is None else seconds
@@ -132,51 +194,61 @@ def check(images, config):
 
 
 class Tokenizer(fsq.Codec):
-    """uint8 (H, W, C) <-> ids (h w,), row by row."""
+    """uint8 (H, W, C) <-> ids (K + h w,): the palette, then the squares row by row."""
 
     kind, groups = "image", 1
 
     @torch.inference_mode()
     def encode(self, samples, batch=256):
-        """List or array of uint8 (H, W, C) -> list of int32 (h w,)."""
+        """List or array of uint8 (H, W, C) -> list of int32 (K + h w,)."""
         out = []
         for i in range(0, len(samples), batch):
             images = np.stack(samples[i : i + batch])
             check(images, self.config)
-            digits = self.net.digits(to_float(images, self.device))  # (B, h, w, d)
-            out.extend(fsq.to_ids(digits, self.net.levels).flatten(1).cpu().numpy().astype(np.int32))
+            latents, levels = self.net.latents(to_float(images, self.device)), self.net.levels
+            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in latents]  # (B, K), (B, h w)
+            out.extend(torch.cat(ids, 1).cpu().numpy().astype(np.int32))
         return out
 
     @torch.inference_mode()
     def decode(self, codes, batch=256):
-        """List of ids (h w,) -> list of uint8 (H, W, C)."""
-        height, width = self.config.grid
+        """List of ids (K + h w,) -> list of uint8 (H, W, C)."""
+        (height, width), colours = self.config.grid, self.config.colours
         codes, out = [self.check_ids(ids) for ids in codes], []
         for ids in codes:
-            if len(ids) != height * width:
-                raise ValueError(f"a picture is {height * width} ids ({height} rows of {width}), got {len(ids)}")
+            if len(ids) != colours + height * width:
+                raise ValueError(
+                    f"a picture is {colours + height * width} ids ({colours} colours, {height} rows of {width}), got {len(ids)}"
+                )
         for i in range(0, len(codes), batch):
-            ids = torch.from_numpy(np.stack(codes[i : i + batch])).to(self.device).view(-1, height, width)
-            x = self.net.pixels(fsq.to_digits(ids, self.net.levels))  # (B, C, H, W)
-            x = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            out.extend(x.movedim(1, -1).contiguous().cpu().numpy())
+            digits = fsq.to_digits(torch.from_numpy(np.stack(codes[i : i + batch])).to(self.device), self.net.levels)
+            x = self.net.pixels(digits[:, :colours], digits[:, colours:].unflatten(1, (height, width)))  # (B, C, H, W)
+            out.extend(to_uint8(x.movedim(1, -1)))
         return out
+
+    @torch.inference_mode()
+    def palette(self, ids):
+        """Ids (K + h w,) of a picture -> the colours that its squares are mixed of: uint8 (K, C)."""
+        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)[: self.config.colours]).to(self.device), self.net.levels)
+        return to_uint8(self.net.mix_out(fsq.centred(digits, self.net.levels)))
 
     def report(self, samples):
         """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""
-        images = np.stack(samples)
+        images, (height, width) = np.stack(samples), self.config.grid
         codes = self.encode(images)
+        bits = len(codes[0]) * math.log2(self.size)
+        rival = blocks_of_colour(images, self.config.patch, int(2 ** (bits / (height * width)) + 1e-9))
         used, perplexity = fsq.usage(np.concatenate(codes), self.size)
         return {
             "items": len(images),
             "steps": self.steps,
             "psnr": float(psnr(images, np.stack(self.decode(codes))).mean()),
-            "baseline_psnr": float(psnr(images, blocks_of_colour(images, self.config.patch, self.size)).mean()),
+            "baseline_psnr": float(psnr(images, rival).mean()),
             "size": self.size,
             "used": used,
             "perplexity": perplexity,
             "tokens_per_item": len(codes[0]),
-            "bits_per_item": len(codes[0]) * log2(self.size),
+            "bits_per_item": bits,
         }
 
 

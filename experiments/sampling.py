@@ -1,0 +1,108 @@
+"""How should each modality be sampled?
+
+Question: sampler, evaluations, temperature, guidance: what do they do to the share of right answers, to the variety of
+answers to one prompt, and to the time? The paper (arXiv 2602.21472) does not give its settings, as far as we know.
+Set-up: a trained run (by default the toy world's); from the defaults of sample.py one setting is changed at a time. Prompts are
+fresh ones of a seed that no score uses, so nothing is chosen on the samples that README reports. Every line is kept in
+RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things, phrases, or
+passages; variety: nats of entropy among eight samples of one prompt, beside it that of eight true ones where there are any.
+On two cores about 20 minutes, after train.py:  python experiments/sampling.py      writes results/sampling.json and .png
+"""
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+import common
+from common import torch, train
+import sample
+import toyworld
+
+SEED = 77_777
+DRAWN = ([{}] + [dict(steps=k) for k in (6, 12, 40)] + [dict(guidance=g) for g in (0.0, 0.5, 2.0, 4.0)]
+         + [dict(temperature=t) for t in (0.5, 1.0)] + [dict(choice_temperature=c) for c in (1.0, 16.0)]
+         + [dict(sampler="ancestral", steps=20), dict(sampler="ancestral", steps=64), dict(sampler="first-hitting"),
+            dict(sampler="remdm", steps=40), dict(sampler="entropy", budget=0.1), dict(sampler="entropy", budget=0.5),
+            dict(sampler="entropy", budget=0.5, top_p=0.9)])
+READ = ([{}] + [dict(budget=b) for b in (0.0, 0.5, 2.0)] + [dict(temperature=0.7), dict(guidance=1.0)]
+        + [dict(sampler="confidence", steps=k) for k in (1, 4, 12)])
+WRITTEN = ([{}] + [dict(steps=k) for k in (12, 24, 94)] + [dict(temperature=t) for t in (0.5, 1.0)]
+           + [dict(sampler="entropy", budget=b) for b in (0.1, 0.5)] + [dict(sampler="first-hitting")])
+GRID = {"text-to-image": DRAWN, "text-to-speech": DRAWN, "image-to-text": READ, "speech-to-text": READ, "text": WRITTEN}
+
+
+def measure(run, task, cells, changes, repeats=8):
+    """One line: everything right over the seen cells, variety among `repeats` samples of 8 prompts, evaluations, seconds."""
+    values, nfe, seconds = [], [], 0.0
+    for name, (prompts, judge) in cells.items():
+        if not name.startswith("unseen"):
+            made = sample.generate(run, task, prompts, seed=SEED, **changes)
+            values.append(np.asarray(judge(made.outputs)["all"], float))
+            nfe.append(made.nfe)
+            seconds += made.seconds
+    values = np.concatenate(values)
+    first = next(iter(cells.values()))[0][:8]
+    made = sample.generate(run, task, [p for p in first for _ in range(repeats)], seed=SEED + 1, **changes)
+    mean, error = sample.mean_and_error(values)
+    return {"right": mean, "stderr": error, "n": len(values), "nfe": float(np.mean(nfe)), "ms": 1000 * seconds / len(values),
+            **{k: v for k, v in sample.diversity(made.ids, repeats).items() if k in ("distinct", "entropy")}}
+
+
+def true_variety(run, repeats=8):
+    """diversity() of the world's own pictures of one scene, as tokens: what a perfect sampler of the data would have."""
+    scenes = [s for s in toyworld.scenes(8, SEED, "seen", 1) for _ in range(repeats)]
+    return sample.diversity(np.stack(sample.encode(run, "image", list(toyworld.draw(scenes, SEED)))), repeats)
+
+
+def study(run, n, grid):
+    path = run.folder / "sampling.json"
+    torch.set_num_threads(os.cpu_count())  # common.py asked for one
+    weights = hashlib.sha256((run.folder / "checkpoint.pt").read_bytes()).hexdigest()
+    done = train.read_json(path, {})
+    if done.get("weights") != weights:
+        done = {"weights": weights}
+    cells, table = sample.toy_cells(n, SEED), {}
+    for task, settings in grid.items():
+        for changes in settings:
+            key = json.dumps([task, n, sample.settings_for(task, **changes)], sort_keys=True)
+            if key not in done:
+                done[key] = measure(run, task, cells[task], changes)
+                train.write_json(path, done)
+            name = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items()) or "default"
+            table.setdefault(task, {})[name] = r = done[key]
+            print(f"{task:15} {name:40} {100 * r['right']:5.1f} ± {100 * r['stderr']:.1f}%  {100 * r['distinct']:3.0f}% distinct "
+                  f"{r['entropy']:6.1f} nats  {r['nfe']:5.1f} NFE {r['ms']:6.0f} ms", flush=True)
+    return {"n": n, "defaults": {t: sample.settings_for(t) for t in grid}, "table": table, "true pictures": true_variety(run)}
+
+
+def draw(result):
+    figure, panels = common.figure(len(result["table"]), figsize=(3.6 * len(result["table"]), 3.6))
+    for panel, (task, rows) in zip(panels, result["table"].items()):
+        for name, r in rows.items():
+            panel.errorbar(r["entropy"], 100 * r["right"], 100 * r["stderr"], fmt="*" if name == "default" else "o",
+                           ms=10 if name == "default" else 4, lw=0.7)
+            panel.annotate(name, (r["entropy"], 100 * r["right"]), fontsize=5, xytext=(3, 2), textcoords="offset points")
+        panel.set(title=task, xlabel="variety, nats")
+    if "text-to-image" in result["table"]:
+        panels[list(result["table"]).index("text-to-image")].axvline(result["true pictures"]["entropy"], ls=":", color="grey")
+    panels[0].set_ylabel("right, %")
+    return figure
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--run", default="runs/toy", help="a folder that train.py made from the toy world")
+    args.add_argument("--n", type=int, default=100, help="samples of a cell (text-to-image and image-to-text have two)")
+    args.add_argument("--quick", action="store_true", help="two samples of two settings a task; writes nothing but RUN/sampling.json")
+    args = args.parse_args()
+    run = sample.load_run(Path(args.run))
+    result = study(run, 2, {t: s[:2] for t, s in GRID.items()}) if args.quick else study(run, args.n, GRID)
+    if not args.quick:
+        common.finish("sampling", result, draw(result))
+
+
+if __name__ == "__main__":
+    main()
