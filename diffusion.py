@@ -405,14 +405,16 @@ class State:
         tokens, logp = x.clone(), torch.zeros(x.shape, device=x.device)
         entropy, rows = torch.zeros_like(logp), where.any(1)
         if bool(rows.any()):
-            logits = restrict(self.logits(x, where, rows).float(), self.low[where], self.high[where])
+            low, high = self.low[where], self.high[where]
+            first, last = int(low.min()), int(high.max())             # noise only for ids that can come out
+            logits = restrict(self.logits(x, where, rows)[:, first:last].float(), low - first, high - first)
             full = logits.log_softmax(-1)                                                                  # (M, V)
             if self.temperature > 0:
                 draw = filter_logits(full, self.temperature, self.top_k, self.top_p).double()
                 draw = (draw + gumbel(self.uniform(draw.shape))).argmax(-1)                                # (M,)
             else:
                 draw = full.argmax(-1)
-            tokens[where] = draw
+            tokens[where] = draw + first
             logp[where] = full.gather(-1, draw[:, None])[:, 0]
             entropy[where] = torch.special.entr(full.exp()).sum(-1)
         return tokens, logp, entropy

@@ -40,7 +40,7 @@ TASKS = {
 }
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="confidence", steps=48, choice_temperature=1.0, temperature=0.7),
+    "text": dict(sampler="confidence", steps=48, choice_temperature=4.0, temperature=0.7),
     "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
     "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }

@@ -199,7 +199,8 @@ def gather(args):
     if args.images:
         first = data.captioned(args.images[0], data.PICTURES, "--images")[0][0]
         side, channels = data.picture_format(first)
-        side = args.image_side or max(args.patch, side // args.patch * args.patch)
+        unit = args.patch or 4
+        side = args.image_side or max(unit, side // unit * unit)
         sources["image-text"] = data.merge([data.read_images(p, side, channels) for p in args.images])
     if args.speech:
         sources["speech-text"] = data.merge([data.read_speech(p) for p in args.speech])
@@ -209,6 +210,9 @@ def gather(args):
 def prepare(args, folder, device):
     """Sources -> tokenizers -> token cache. Returns stream, {kind: training rows}, {kind: validation rows}."""
     sources = gather(args)
+    for kind in sources:
+        if args.mix.get(kind, 0) <= 0:
+            raise DataError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
     needed = {m for k in sources for m in KINDS[k]}
     tokenizers = {m: make_tokenizer(m, [s for s in sources.values() if m in KINDS[s.kind]], args, folder, device)
                   for m in MODALITIES if m in needed}
@@ -246,7 +250,7 @@ def noised(batches, step, args, sched):
         t = diffusion.stratified_times(B, rng.random())[rng.permutation(B)]
         times, lossy = diffusion.member_times(t, len(KINDS[kind]), args.modes, rng.random(B), args.time_power)
         u = torch.from_numpy(rng.random(rows.ids.shape))
-        views = [diffusion.mask_tokens(fields["ids"], fields["member"], times, lossy, u, MASK, sched, c, args.weighting)
+        views = [diffusion.mask_tokens(fields["ids"], fields["member"], times, lossy, u, MASK, sched, c, args.weighting[kind])
                  for c in ((False, True) if args.complement else (False,))]
         x, masked, weight, noisy = (torch.cat(v) for v in zip(*views))                               # (B or 2B, L)
         fields = {n: torch.cat([f] * len(views)) for n, f in fields.items()}
@@ -440,6 +444,12 @@ def shares(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=share,name=share")
 
 
+def weightings(text):
+    """'bound' -> {kind: 'bound'} for all kinds; 'text=capped,image-text=unweighted' -> those, and 'bound' for the rest."""
+    named = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else dict.fromkeys(KINDS, text)
+    return {**dict.fromkeys(KINDS, "bound"), **named}
+
+
 def numbers(text):
     return tuple(int(n) for n in text.split(","))
 
@@ -487,7 +497,8 @@ def parser():
     g.add_argument("--tokenizer-items", type=int, default=6000, help="pictures or clips that tokenizers are trained on")
     g = p.add_argument_group("diffusion")
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
-    g.add_argument("--weighting", default="unweighted", choices=diffusion.WEIGHTINGS)
+    g.add_argument("--weighting", type=weightings, default=weightings("text=bound,image-text=unweighted,speech-text=unweighted"),
+                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS) + "; one for all or kind=name,...")
     g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
         "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
@@ -523,10 +534,13 @@ def check_flags(args):
         raise DataError(f"--muon-lr {args.muon_lr:g}: must be above 0; --optimizer adamw trains without Muon")
     terms = [f"{k}/{m}" for k, members in KINDS.items() for m in members]
     for flag, known in (("modes", diffusion.PAIR_MODES), ("time_power", diffusion.PAIR_MODES), ("mix", KINDS),
-                        ("loss_weights", terms)):
+                        ("loss_weights", terms), ("weighting", KINDS)):
         for name in getattr(args, flag):
             if name not in known:
                 raise DataError(f"--{flag.replace('_', '-')}: no {name!r}; choose from {', '.join(known)}")
+    for name in args.weighting.values():
+        if name not in diffusion.WEIGHTINGS:
+            raise DataError(f"--weighting: no {name!r}; choose from {', '.join(diffusion.WEIGHTINGS)}")
 
 
 def plain(args):

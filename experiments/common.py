@@ -67,7 +67,7 @@ def fit(c):
     shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
     net = models.Transformer(models.ModelConfig(stream.vocab, stream.places, **shape), seed=c["seed"])
     batches = data.Batches(stream, {"text": rows}, {"text": c["batch"]}, c["seed"])
-    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting="bound")
+    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting={"text": "bound"})
     optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
                                   betas=(c["beta1"], c["beta2"]), fused=True)
     base, parameters = [g["lr"] for g in optimizer.param_groups], list(net.parameters())

@@ -386,6 +386,7 @@ def test_audio_other_configs_and_determinism():
         (lambda s: text.train(["x"]).decode([[256]]), "0..255"),
         (lambda s: text.from_tiktoken("nonesuch"), "gpt2"),
         (lambda s: image.ImageConfig(30, 32, patch=4), "30x32"),
+        (lambda s: image.ImageConfig(31, 31), "multiple of 4"),
         (lambda s: image.ImageConfig(channels=4), "alpha"),
         (lambda s: image.ImageConfig(levels=(1, 4)), "levels"),
         (lambda s: image.ImageConfig(colours=1), "2 colours"),

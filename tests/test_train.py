@@ -134,6 +134,7 @@ def test_end_to_end(trained):
     for task, result in scores.items():
         if task != "bound":
             assert 0 <= result["accuracy"] <= 1 and result["n"] >= 2 and result["nfe"] > 0 and result["seconds"] > 0
+            assert 1 / 8 <= result["diversity"]["distinct"] <= 1 and result["diversity"]["entropy"] >= 0
     assert len(scores["bound"]) == 7 and all(0 < b["nats_per_token"] < 20 for b in scores["bound"].values())
     assert "text-to-image" in done.stdout and not list(folder.rglob("*.tmp"))
     page = (folder / "film.html").read_text(encoding="utf-8")
@@ -203,6 +204,22 @@ def test_sampling_is_a_function_of_the_seed(trained):
     assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
 
 
+def test_diversity_by_hand():
+    """Four samples of one prompt, (1/2, 1/4, 1/4) at one position; then four equal ones."""
+    ids = np.array([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
+    one, both = sample.diversity(ids[:4], 4), sample.diversity(ids, 4)
+    assert one["distinct"] == 0.75 and one["entropy"] == pytest.approx(1.5 * np.log(2))
+    assert both["distinct"] == (0.75 + 0.25) / 2 and both["entropy"] == pytest.approx(0.75 * np.log(2))
+
+
+def test_sampling_study_runs(trained):
+    folder, _ = trained
+    lines = run("experiments/sampling.py", "--quick", "--run", folder).stdout.splitlines()
+    kept = json.loads((folder / "sampling.json").read_text())
+    assert len(lines) == 10 and len(kept) == 11 and "default" in lines[0]
+    assert run("experiments/sampling.py", "--quick", "--run", folder).stdout.splitlines() == lines     # read, not made again
+
+
 @pytest.mark.parametrize("kinds", ["text", "image-text", "speech-text", "text,speech-text"])
 def test_any_subset_of_the_modalities_trains(kinds, tmp_path):
     run("train.py", "--run", tmp_path / "r", "--steps", "2", *TINY, "--kinds", kinds)
@@ -224,7 +241,7 @@ def test_own_data_trains_and_is_scored(tmp_path):
                "--speech", speech)
     assert "image-to-text" in done.stdout and "bits" in done.stdout
     config = json.loads((tmp_path / "r" / "config.json").read_text())
-    assert config["stream"]["slots"]["image-text"][0] == 9
+    assert config["stream"]["slots"]["image-text"][0] == 3 + 2 * 2           # a palette, squares of 6 pixels
 
 
 def test_errors_are_one_line(tmp_path):
@@ -234,6 +251,9 @@ def test_errors_are_one_line(tmp_path):
                           (("train.py", "--device", "abacus"), "--device"),
                           (("train.py", "--modes", "jont=1"), "--modes"),
                           (("train.py", "--muon-lr", "0"), "--muon-lr"),
+                          (("train.py", "--weighting", "text=bond"), "--weighting"),
+                          (("train.py", "--weighting", "txt=bound"), "--weighting"),
+                          (("train.py", "--mix", "text=1", "--kinds", "text,speech-text"), "--mix gives speech-text"),
                           (("train.py", "--time-power", "second=0.5,frist=1"), "--time-power"),
                           (("sample.py", "text", "--run", tmp_path / "none"), "train.py --run")):
         done = run(*command, *(("--run", tmp_path / "r") if "--run" not in command else ()), check=False)

@@ -25,7 +25,7 @@ class ImageConfig:
     height: int = 32  # pixels
     width: int = 32  # pixels
     channels: int = 3  # 1 grey, 3 red-green-blue
-    patch: int = 0  # pixels along the side of a token's square; 0: the largest up to 8 that divides both sides
+    patch: int = 0  # pixels along the side of a token's square; 0: the largest from 4 to 8 that divides both sides
     colours: int = 3  # tokens for the colours of the palette
     levels: tuple = (5, 5, 5, 5)  # quantisation levels of each latent channel; their product is the vocabulary
     hidden: int = 64  # channels of the network
@@ -38,7 +38,11 @@ class ImageConfig:
             raise ValueError(f"channels must be 1 or 3, got {self.channels}; drop the alpha channel")
         if not isinstance(self.colours, int) or self.colours < 2:
             raise ValueError(f"a palette needs at least 2 colours, got {self.colours}")
-        self.patch = self.patch or max(p for p in range(1, 9) if self.height % p == self.width % p == 0)
+        if not self.patch:
+            fitting = [p for p in range(4, 9) if self.height % p == self.width % p == 0]
+            if not fitting:
+                raise ValueError(f"no square of 4 to 8 pixels divides {self.height}x{self.width}; resize to a multiple of 4")
+            self.patch = max(fitting)
         if self.height % self.patch or self.width % self.patch:
             raise ValueError(f"{self.height}x{self.width} does not divide into {self.patch}x{self.patch} squares; resize")
 
