@@ -2,7 +2,7 @@
 
 A row is a task token followed by the members of its kind, each opened by a boundary token:
   text         [task] [text] the document ... [end] [end]        several documents packed into a row, PAD at its end
-  image-text   [task] [image] 64 codes [text] the caption [end] [end] ...
+  image-text   [task] [image] colours, squares [text] the caption [end] [end] ...
   speech-text  [task] [speech] codes ... [end] [end] [text] the transcript [end] [end] ...
 Slots of pairs have one size for all rows; what a clip or a caption leaves free is filled with the modality's end id,
 which is noised and predicted like any other token: so the model learns where things end. The paper packs text and pads
@@ -43,6 +43,7 @@ MODALITIES = {
 }
 KINDS = {"text": ("text",), "image-text": ("image", "text"), "speech-text": ("speech", "text")}
 PAD, MASK = 0, 1
+LAYOUT_VERSION = 4  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
 HEAD = 2  # a document of a text row begins with its task token and the boundary token of text
 

@@ -40,7 +40,7 @@ TASKS = {
 }
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="confidence", steps=48, choice_temperature=4.0, temperature=0.7),
+    "text": dict(sampler="entropy", budget=0.1, temperature=0.7),
     "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
     "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }
@@ -88,6 +88,9 @@ def load_run(folder, device=None):
     if not (folder / "checkpoint.pt").exists():
         raise DataError(f"--run {folder}: no checkpoint there; train one first with python train.py --run {folder}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["layout_version"] != data.LAYOUT_VERSION:
+        raise DataError(f"--run {folder} was made by another version of the layout ({config['layout_version']}, not "
+                        f"{data.LAYOUT_VERSION}): train it afresh")
     stream = data.Stream(config["stream"]["codes"], config["stream"]["slots"])
     tokenizers = {m: data.tokenizer_module(m).load(folder / MODALITIES[m].file) for m in stream.codes}
     net = models.Transformer(models.ModelConfig(**config["model"]))
@@ -159,29 +162,65 @@ def encode(run, modality, samples):
     return run.tokenizers[modality].encode(samples)
 
 
+def drawn_lengths(run, at_least, seed):
+    """Tokens of texts to generate, (B,): as often as documents of this extent were held out, above at_least (B,).
+
+    In training a document's extent is given (packed rows show it), so it has to be drawn first: in a longer one than it
+    has ever seen the network writes its longest texts."""
+    rows = run.stream.describe("text", np.load(run.folder / "validation.npz")["text"].astype(np.int64))
+    extents = np.sort(np.concatenate([np.bincount(d[m == 0]) for d, m in zip(rows.doc, rows.member)]))
+    extents = extents[extents > 0]
+    below = np.searchsorted(extents, at_least, side="right")                       # these are too short
+    at = below + (data.rng(seed, 5).random(len(below)) * (len(extents) - below)).astype(int)
+    return np.where(below < len(extents), extents[np.minimum(at, len(extents) - 1)], run.stream.slots["text"][0] - data.HEAD)
+
+
 def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
     """prompts: a list with one item a sample, of the task's given modality (None, or a text to go on from, for
-    `text`; None for `image` and `speech`). length: tokens of a text. Returns Generated."""
+    `text`; None for `image` and `speech`). length: tokens of a text, drawn if None. Returns Generated."""
     kind, targets = TASKS[task]
     if kind not in run.stream.slots:
         raise DataError(f"{task}: this run was not trained on {kind}; it knows {', '.join(run.stream.slots)}")
     given = [m for m in KINDS[kind] if m not in targets]
     stream = run.stream
     if kind == "text":
-        slot = min(length or 10**9, stream.slots["text"][0] - data.HEAD)
-        ids = np.stack([stream.row(kind, [None], slot)] * len(prompts))
-        for row, codes in zip(ids, encode(run, "text", [p or "" for p in prompts])):
+        given_codes, most = encode(run, "text", [p or "" for p in prompts]), stream.slots["text"][0] - data.HEAD
+        slots = ([min(length, most)] * len(prompts) if length else
+                 drawn_lengths(run, np.array([len(c) for c in given_codes]), seed))
+        ids = [stream.row(kind, [None], int(slot)) for slot in slots]
+        for row, slot, codes in zip(ids, slots, given_codes):
             if len(codes) >= slot:
                 raise DataError(f"the prompt has {len(codes)} tokens, the text only {slot}: shorten it")
             row[data.HEAD:data.HEAD + len(codes)] = stream.to_ids("text", codes)
     else:
         codes = {m: encode(run, m, prompts) for m in given}
-        ids = np.stack([stream.row(kind, [codes[m][i] if m in given else None for m in KINDS[kind]])
-                        for i in range(len(prompts))])
+        ids = [stream.row(kind, [codes[m][i] if m in given else None for m in KINDS[kind]]) for i in range(len(prompts))]
     settings = settings_for(task, **changes)
     if not given:
         settings["guidance"] = 0.0
-    return fill(run, kind, ids, record=record, condition=given, seed=seed, **settings)
+    lengths = np.array([len(row) for row in ids])
+    groups = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]            # rows of one length at a time
+    made = [fill(run, kind, np.stack([ids[i] for i in g]), record=record, condition=given, seed=seed, **settings) for g in groups]
+    return made[0] if len(made) == 1 else merged(made, groups)
+
+
+def merged(made, groups):
+    """Generated of groups of rows -> one Generated, row groups[g][i] from row i of made[g], filled up with PAD."""
+    order, width = np.argsort(np.concatenate(groups)), max(m.ids.shape[1] for m in made)
+    rows = lambda parts: np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=data.PAD)
+                                         for p in parts])[order]
+    outputs = {m: [sum((list(g.outputs[m]) for g in made), [])[i] for i in order] for m in made[0].outputs}
+    film = [rows([g.film[min(k, len(g.film) - 1)] for g in made]) for k in range(max(len(g.film) for g in made))]
+    nfe = sum(g.nfe * len(g.ids) for g in made) / len(order)
+    return Generated(outputs, rows([g.ids for g in made]), film, nfe, sum(g.seconds for g in made))
+
+
+def part_of(run, modality, first, last, count):
+    """The share first..last of an item's `count` codes, as holes() takes it; a picture keeps its palette."""
+    skip = run.tokenizers["image"].config.colours if modality == "image" else 0
+    where = np.zeros(10**5, bool)
+    where[skip + int(first * (count - skip)):skip + int(last * (count - skip))] = True
+    return where
 
 
 def holes(run, kind, ids, modality, where):
@@ -300,14 +339,16 @@ def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
             result["nfe"] += made.nfe * len(prompts)
             result["seconds"] += made.seconds
         result["nfe"] /= result["n"]
-        first = next(iter(cells.values()))[0][:8]
-        again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
-        result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
         pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
         total = sum(c["n"] for c in pooled)
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
         result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
         out[task] = result
+        if settings_for(task)["temperature"] == 0:                            # one answer to one prompt
+            continue
+        first = next(iter(cells.values()))[0][:8]
+        again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
+        result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
     out["bound"] = bounds(run, bound_rows)
     return out
 
@@ -374,9 +415,10 @@ def table(scores):
                              if k not in ("n", "all") and not k.endswith("_stderr"))
             lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%   {rest}")
         if "nfe" in result:
-            spread = result["diversity"]
-            lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% distinct, "
-                         f"{spread['entropy']:.1f} nats")
+            if "diversity" in result:
+                spread = result["diversity"]
+                lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% different, "
+                             f"{spread['entropy']:.1f} nats")
             lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
     lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
     for name, entry in scores["bound"].items():
@@ -448,8 +490,9 @@ def show_image(run, ids):
     tokenizer, masked = run.tokenizers["image"], ids == MASK
     count, width = tokenizer.config.colours, tokenizer.config.width
     codes = np.where(masked, 0, ids - run.stream.start["image"]).astype(np.int64)
-    picture = grey_out(decode(run, "image", [codes])[0], masked[count:].reshape(tokenizer.config.grid).astype(float))
-    strip = np.where(masked[:count, None], 187, tokenizer.palette(codes))[np.arange(width) * count // width]    # (W, C)
+    grey = np.maximum(masked[count:].reshape(tokenizer.config.grid), masked[:count].mean())   # no colours yet: grey, too
+    picture = grey_out(decode(run, "image", [codes])[0], grey)
+    strip = np.where(masked[:count, None], 187, tokenizer.colours_of(codes))[np.arange(width) * count // width]    # (W, C)
     strip = np.broadcast_to(strip, (3, *strip.shape)).astype(np.uint8)
     return f'<img src="{png(np.concatenate((strip, np.full_like(strip[:1], 255), picture)))}" width=112>'
 
@@ -493,17 +536,16 @@ def film_page(run, samples=3, seed=0):
         if kind not in run.stream.slots:
             continue
         ids = held[kind][:samples].astype(np.int64)
-        if kind == "text":                                       # first documents of rows, or a row of nothing but masks
-            slot = run.stream.slots["text"][0] - data.HEAD
-            codes = [codes_in(run, kind, row[None], "text")[0][:slot - 1] for row in ids]
+        if kind == "text":                                       # first documents of rows, or as many masks
+            most = run.stream.slots["text"][0] - data.HEAD
+            codes = [codes_in(run, kind, row[None], "text")[0][:most - 1] for row in ids]
+            slot = min(most, -(-(max(map(len, codes)) + 1) // 8) * 8)
             ids = np.stack([run.stream.row(kind, [c if title.startswith("infill") else None], slot) for c in codes])
         if title.startswith("infill"):
             slot = run.stream.slots[kind][0] if kind != "text" else len(codes[0])
             if kind == "speech-text":                            # of the longest clip, not of the slot
                 slot = max(len(c) for c in members_of(run, kind, ids)["speech"])
-            where = np.zeros(10**5, bool)
-            where[int(part.start * slot):int(part.stop * slot)] = True
-            ids = holes(run, kind, ids, targets[0], where)
+            ids = holes(run, kind, ids, targets[0], part_of(run, targets[0], part.start, part.stop, slot))
         else:
             for m in targets:
                 ids = holes(run, kind, ids, m, np.ones(10**5, bool))
@@ -589,8 +631,7 @@ def infill(run, prompt, hole, caption, seed, changes):
     codes = encode(run, modality, [read_prompt(run, modality, prompt)])[0]
     row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
     first, last = (float(v) for v in str(hole or "0.5:1").split(":"))
-    where = np.zeros(10**5, bool)
-    where[int(first * len(codes)):int(last * len(codes))] = True
+    where = part_of(run, modality, first, last, len(codes))
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
     return fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, **settings)
 

@@ -24,7 +24,6 @@ import diffusion
 import model as models
 from data import KINDS, MASK, MODALITIES, DataError
 
-LAYOUT_VERSION = 4  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
@@ -192,7 +191,17 @@ def gather(args):
         unknown = [k for k in args.kinds if k not in sources]
         if unknown:
             raise DataError(f"--kinds: no kind {unknown[0]!r}; choose from {', '.join(sources)}")
-        return {k: sources[k] for k in args.kinds}
+        sources = {k: sources[k] for k in args.kinds}
+    else:
+        sources = own_sources(args)
+    for kind in sources:
+        if args.mix.get(kind, 0) <= 0:
+            raise DataError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
+    return sources
+
+
+def own_sources(args):
+    """Sources by kind of the folders that --text, --images and --speech name."""
     sources = {}
     if args.text:
         sources["text"] = data.merge([data.read_text(p) for p in args.text])
@@ -207,12 +216,8 @@ def gather(args):
     return sources
 
 
-def prepare(args, folder, device):
-    """Sources -> tokenizers -> token cache. Returns stream, {kind: training rows}, {kind: validation rows}."""
-    sources = gather(args)
-    for kind in sources:
-        if args.mix.get(kind, 0) <= 0:
-            raise DataError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
+def prepare(sources, args, folder, device):
+    """Sources by kind -> tokenizers -> token cache. Returns stream, {kind: training rows}, {kind: validation rows}."""
     needed = {m for k in sources for m in KINDS[k]}
     tokenizers = {m: make_tokenizer(m, [s for s in sources.values() if m in KINDS[s.kind]], args, folder, device)
                   for m in MODALITIES if m in needed}
@@ -271,7 +276,7 @@ def backward(net, trunk, batch, weights, autocast):
 
     A term belongs to one member of one kind of row: the sum over masked tokens of weight * nll, over all its tokens subject
     to noise; with --weighting bound and no --time-power it estimates the bound. The loss is their weighted sum (`weights`;
-    a caption of ten tokens would hardly count beside a picture of 64 if all tokens counted alike). One forward and
+    a caption of ten tokens would hardly count beside a picture of 19 if all tokens counted alike). One forward and
     backward a kind.
     """
     terms, loss = {}, 0.0
@@ -366,7 +371,7 @@ def train(args, folder, stream, rows, device, resume):
         first = state["step"]
     groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
     write_json(folder / "config.json", {
-        "layout_version": LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
+        "layout_version": data.LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
         "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": plain(args)})
     print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({str(dtype).removeprefix('torch.')}), "
           f"{args.steps} steps of {per_step} rows")
@@ -374,7 +379,7 @@ def train(args, folder, stream, rows, device, resume):
                   warmup=args.warmup)
 
     def save(step):
-        torch.save({"layout_version": LAYOUT_VERSION, "step": step, "steps": args.steps, "model": net.state_dict(),
+        torch.save({"layout_version": data.LAYOUT_VERSION, "step": step, "steps": args.steps, "model": net.state_dict(),
                     "ema": ema, "optimizers": [o.state_dict() for o in optimizers]}, folder / "checkpoint.tmp")
         os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
@@ -445,7 +450,7 @@ def shares(text):
 
 
 def weightings(text):
-    """'bound' -> {kind: 'bound'} for all kinds; 'text=capped,image-text=unweighted' -> those, and 'bound' for the rest."""
+    """'bound' -> {kind: 'bound'} for all kinds; 'image-text=unweighted' -> that one, and 'bound' for the rest."""
     named = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else dict.fromkeys(KINDS, text)
     return {**dict.fromkeys(KINDS, "bound"), **named}
 
@@ -498,7 +503,7 @@ def parser():
     g = p.add_argument_group("diffusion")
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
     g.add_argument("--weighting", type=weightings, default=weightings("text=bound,image-text=unweighted,speech-text=unweighted"),
-                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS) + "; one for all or kind=name,...")
+                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS) + "; one for all, or kind=name,... (bound for the rest)")
     g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
         "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
@@ -559,19 +564,20 @@ def main():
         saved = read_json(folder / "config.json")
         if saved is None or not (folder / "checkpoint.pt").exists():
             raise DataError(f"--resume: {folder} holds no checkpoint: start with python train.py --run {folder}")
-        if saved["layout_version"] != LAYOUT_VERSION:
+        if saved["layout_version"] != data.LAYOUT_VERSION:
             raise DataError(f"--resume: {folder} was made by another version of the layout "
-                            f"({saved['layout_version']}, not {LAYOUT_VERSION}): train afresh")
+                            f"({saved['layout_version']}, not {data.LAYOUT_VERSION}): train afresh")
         for name, value in saved["args"].items():
             setattr(args, name, value)
-    else:
+    sources = gather(args)
+    if not args.resume:                                   # flags and folders are fine: only now may an old run go
         stale = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "film.html"]
         if not args.keep_tokenizers:
             stale += ["tokenizers.json", *(m.file for m in MODALITIES.values())]
         for old in stale:
             (folder / old).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    stream, rows, held = prepare(args, folder, device)
+    stream, rows, held = prepare(sources, args, folder, device)
     np.savez(folder / "validation.npz", **held)
     train(args, folder, stream, rows, device, args.resume)
     print(f"{(time.time() - began) / 60:.1f} minutes so far", flush=True)

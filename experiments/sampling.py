@@ -2,7 +2,7 @@
 
 Question: sampler, evaluations, temperature, guidance: what do they do to the share of right answers, to the variety of
 answers to one prompt, and to the time? The paper (arXiv 2602.21472) does not give its settings, as far as we know.
-Set-up: a trained run (by default the toy world's); from the defaults of sample.py one setting is changed at a time. Prompts are
+Set-up: a run on the toy world; from the defaults of sample.py one setting is changed at a time, or the sampler. Prompts are
 fresh ones of a seed that no score uses, so nothing is chosen on the samples that README reports. Every line is kept in
 RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things, phrases, or
 passages; variety: nats of entropy among eight samples of one prompt, beside it that of eight true ones where there are any.
@@ -29,8 +29,9 @@ DRAWN = ([{}] + [dict(steps=k) for k in (6, 12, 40)] + [dict(guidance=g) for g i
             dict(sampler="entropy", budget=0.5, top_p=0.9)])
 READ = ([{}] + [dict(budget=b) for b in (0.0, 0.5, 2.0)] + [dict(temperature=0.7), dict(guidance=1.0)]
         + [dict(sampler="confidence", steps=k) for k in (1, 4, 12)])
-WRITTEN = ([{}] + [dict(steps=k) for k in (12, 24, 94)] + [dict(temperature=t) for t in (0.5, 1.0)]
-           + [dict(sampler="entropy", budget=b) for b in (0.1, 0.5)] + [dict(sampler="first-hitting")])
+WRITTEN = ([{}] + [dict(budget=b) for b in (0.0, 0.5, 2.0)] + [dict(temperature=t) for t in (0.5, 1.0)]
+           + [dict(sampler="confidence", steps=48, choice_temperature=c) for c in (0.0, 1.0, 4.0)]
+           + [dict(sampler="first-hitting"), dict(sampler="ancestral", steps=48)])
 GRID = {"text-to-image": DRAWN, "text-to-speech": DRAWN, "image-to-text": READ, "speech-to-text": READ, "text": WRITTEN}
 
 
@@ -64,10 +65,14 @@ def study(run, n, grid):
     done = train.read_json(path, {})
     if done.get("weights") != weights:
         done = {"weights": weights}
+    if any(run.config["args"][k] for k in ("text", "images", "speech")):
+        raise SystemExit(f"sampling.py: {run.folder} was trained on other data than the toy world, which has no judge")
     cells, table = sample.toy_cells(n, SEED), {}
     for task, settings in grid.items():
+        if sample.TASKS[task][0] not in run.stream.slots:
+            continue
         for changes in settings:
-            key = json.dumps([task, n, sample.settings_for(task, **changes)], sort_keys=True)
+            key = json.dumps([task, n, SEED, sample.settings_for(task, **changes)], sort_keys=True)
             if key not in done:
                 done[key] = measure(run, task, cells[task], changes)
                 train.write_json(path, done)
@@ -75,7 +80,8 @@ def study(run, n, grid):
             table.setdefault(task, {})[name] = r = done[key]
             print(f"{task:15} {name:40} {100 * r['right']:5.1f} ± {100 * r['stderr']:.1f}%  {100 * r['distinct']:3.0f}% distinct "
                   f"{r['entropy']:6.1f} nats  {r['nfe']:5.1f} NFE {r['ms']:6.0f} ms", flush=True)
-    return {"n": n, "defaults": {t: sample.settings_for(t) for t in grid}, "table": table, "true pictures": true_variety(run)}
+    truth = true_variety(run) if "text-to-image" in table else None
+    return {"n": n, "defaults": {t: sample.settings_for(t) for t in table}, "table": table, "true pictures": truth}
 
 
 def draw(result):

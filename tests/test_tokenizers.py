@@ -214,6 +214,21 @@ def test_palette_by_hand():
     assert np.abs((found.numpy() + 1) * 127.5 - want).max() < 1
 
 
+def test_palette_of_thin_lines_texture_and_grey():
+    """What has no plain area is searched everywhere; grey pictures and coloured ones of the same greys agree."""
+    line = np.zeros((1, 12, 12, 1), np.uint8)
+    line[0, :, 5], line[0, :, 6] = 120, 255  # a stroke of a pixel and a half
+    found = (image.palette(as_floats(line), 2)[0, :, 0] + 1) * 127.5
+    assert found.tolist() == pytest.approx([120 / 11, 255], abs=1e-3)  # the half-covered column is nearer to the ground
+    noise = rng(1).integers(0, 256, (1, 16, 16, 3))
+    assert len(image.palette(as_floats(noise), 3)[0].unique(dim=0)) == 3
+    assert torch.allclose(image.palette(as_floats(line.repeat(3, 3)), 2), image.palette(as_floats(line), 2).expand(-1, -1, 3))
+    halves = np.zeros((1, 8, 8, 3), np.uint8)
+    halves[:, :4] = 255, 0, 0
+    halves[:, 4:] = 0, 0, 255
+    assert set(map(tuple, image.palette(as_floats(halves), 2)[0].tolist())) == {(1, -1, -1), (-1, -1, 1)}
+
+
 def test_flatness_by_hand():
     """One pixel of another colour spoils no pixel of a plain area; a checkerboard has no plain pixel."""
     pictures = np.zeros((2, 8, 8, 1), np.uint8)
@@ -238,8 +253,8 @@ def test_colours_do_not_change_the_tokens_of_squares(pictures):
 def test_image_palette_of_ids(pictures):
     tok, held_out = pictures
     for picture, ids in zip(held_out[:8], tok.encode(held_out[:8])):
-        assert np.abs(tok.palette(ids)[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
-        assert tok.palette(ids).shape == (3, 3) and tok.palette(ids).dtype == np.uint8
+        assert np.abs(tok.colours_of(ids)[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
+        assert tok.colours_of(ids).shape == (3, 3) and tok.colours_of(ids).dtype == np.uint8
 
 
 def test_image_save_load_batches(pictures, tmp_path):

@@ -19,6 +19,8 @@ from torch import nn
 
 from . import fsq
 
+SHARPNESS = 24.0  # of a pixel's shares of the palette's colours, by squared distance in [-1, 1]
+
 
 @dataclass
 class ImageConfig:
@@ -52,42 +54,45 @@ class ImageConfig:
 
 
 def flatness(x, range_=0.1):
-    """x (B, C, H, W) in [-1, 1] -> (B, H, W): 1 inside plain areas, near 0 where no 2x2 block around a pixel has one colour."""
+    """x (B, C, H, W) in [-1, 1] -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block around a pixel has one colour."""
     spread = (F.max_pool2d(x, 2, 1) + F.max_pool2d(-x, 2, 1)).amax(1)  # (B, H - 1, W - 1)
     least = -F.max_pool2d(F.pad(-spread, (1, 1, 1, 1), value=-math.inf), 2, 1)  # (B, H, W)
     return torch.exp(-((least / range_) ** 2))
 
 
 @torch.no_grad()
-def palette(x, count, contrast=0.05):
+def palette(x, count, contrast=0.02):
     """The main colours of pictures: x (B, C, H, W) in [-1, 1] -> (B, count, C).
 
-    One round of k-means over the pixels of plain areas, each centre started from the colour farthest from those found. First comes the
-    colour of the median (most often the ground), then the others by where they lie, top left first. A picture
-    with fewer colours that differ by `contrast` (squares summed over channels) repeats the last one.
+    One round of k-means over the pixels of plain areas, each centre started from the colour farthest from those found.
+    First comes the one nearest to the median (most often the ground), then the others by where they lie, top left
+    first. A picture with fewer colours that differ by `contrast` (squares, mean over channels) repeats the last one; one
+    without a second colour in plain areas (thin lines, texture) is searched everywhere.
     """
     height, width = x.shape[2:]
     weight, pixels = flatness(x).flatten(1), x.flatten(2)  # (B, P), (B, C, P)
-    distance = lambda centre: (pixels - centre[..., None]).square().sum(1)  # (B, C) -> (B, P)
-    centres = [pixels.median(2).values]
+    distance = lambda centre: (pixels - centre[..., None]).square().mean(1)  # (B, C) -> (B, P)
+    colour = lambda at: pixels.gather(2, at[:, None, None].expand(-1, pixels.shape[1], 1))[..., 0]  # (B,) -> (B, C)
+    centres = [colour(distance(pixels.median(2).values).argmin(1))]
     nearest = distance(centres[0])  # (B, P)
+    weight = torch.where((nearest * weight).amax(1, keepdim=True) > contrast, weight, 1.0)
     owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P): which centre is nearest
     for k in range(1, count):
         gap, at = (nearest * weight).max(1)  # (B,)
-        found = pixels.gather(2, at[:, None, None].expand(-1, pixels.shape[1], 1))[..., 0]  # (B, C)
-        centres.append(torch.where(gap[:, None] > contrast, found, centres[-1]))
+        centres.append(torch.where(gap[:, None] > contrast, colour(at), centres[-1]))
         other = distance(centres[-1])
         owner = torch.where(other < nearest, k, owner)
         nearest = torch.minimum(nearest, other)
     share = F.one_hot(owner, count).transpose(1, 2) * weight[:, None]  # (B, K, P)
-    mass = share.sum(2)  # (B, K), in pixels
+    mass = share.sum(2)  # (B, K), in pixels; what has less than half of one is left out
     mean = share @ pixels.transpose(1, 2) / mass.clamp(min=1e-6)[..., None]  # (B, K, C)
     centres = torch.where(mass[..., None] > 0.5, mean, torch.stack(centres, 1))  # (B, K, C)
-    diagonal = (torch.arange(height)[:, None] + torch.arange(width)).flatten().to(pixels)  # (P,)
+    # from the top left; the factor keeps things on one diagonal apart
+    diagonal = (1.01 * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(pixels)  # (P,)
     place = torch.where(mass > 0.5, share @ diagonal / mass.clamp(min=1e-6), math.inf)  # (B, K)
     place[:, 0] = -1
     last = torch.isfinite(place).sum(1, keepdim=True) - 1
-    order = place.argsort(1).gather(1, torch.minimum(torch.arange(count, device=x.device), last))  # (B, K)
+    order = place.argsort(dim=1, stable=True).gather(1, torch.minimum(torch.arange(count, device=x.device), last))  # (B, K)
     return centres.gather(1, order[..., None].expand(-1, -1, pixels.shape[1]))
 
 
@@ -109,32 +114,32 @@ class Net(nn.Module):
         super().__init__()
         self.patch, self.colours, hidden = config.patch, config.colours, config.hidden
         self.register_buffer("levels", torch.tensor(config.levels, dtype=torch.float32), persistent=False)
-        digits = len(config.levels)
-        self.mix_in = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, digits))
-        self.mix_out = nn.Sequential(nn.Linear(digits, hidden), nn.SiLU(), nn.Linear(hidden, config.channels))
+        depth = len(config.levels)
+        self.colour_encoder = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, depth))
+        self.colour_decoder = nn.Sequential(nn.Linear(depth, hidden), nn.SiLU(), nn.Linear(hidden, config.channels))
         # the encoder sees one square at a time: a token then means the same thing wherever and beside whatever it stands,
         # which the diffusion model learns from far fewer pictures than codes that depend on their neighbours
-        shares = config.colours * config.patch**2
+        folded = config.colours * config.patch**2
         self.encoder = nn.Sequential(
-            nn.Conv2d(shares, 4 * hidden, 1),
+            nn.Conv2d(folded, 4 * hidden, 1),
             nn.SiLU(),
             nn.Conv2d(4 * hidden, 4 * hidden, 1),
             nn.SiLU(),
-            nn.Conv2d(4 * hidden, digits, 1),
+            nn.Conv2d(4 * hidden, depth, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(digits, hidden, 3, padding=1),
+            nn.Conv2d(depth, hidden, 3, padding=1),
             *[Block(hidden) for _ in range(config.blocks)],
             nn.GroupNorm(1, hidden),
-            nn.Conv2d(hidden, shares, 1),
+            nn.Conv2d(hidden, folded, 1),
         )
 
     def latents(self, x):
         """x (B, C, H, W) in [-1, 1] -> of the palette (B, K, d), of the squares (B, h, w, d)."""
-        colours = self.mix_in(palette(x, self.colours))  # (B, K, d)
-        mixed = self.mix_out(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
-        distance = (x[:, None] - mixed[..., None, None]).square().sum(2)  # (B, K, H, W)
-        shares = (-8 * distance).softmax(1)  # which colour a pixel is of, as the decoder has them
+        colours = self.colour_encoder(palette(x, self.colours))  # (B, K, d)
+        mixed = self.colour_decoder(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
+        distance = (x[:, None] - mixed[..., None, None]).square().mean(2)  # (B, K, H, W)
+        shares = (-SHARPNESS * distance).softmax(1)  # which colour a pixel is of, as the decoder has them
         squares = self.encoder(F.pixel_unshuffle(shares, self.patch)).movedim(1, -1)  # (B, h, w, d)
         return colours.float(), squares.float()
 
@@ -142,7 +147,7 @@ class Net(nn.Module):
         """Digits of the palette (B, K, d) and of the squares (B, h, w, d) -> (B, C, H, W)."""
         colours, squares = (fsq.centred(digits, self.levels) for digits in (colours, squares))
         shares = F.pixel_shuffle(self.decoder(squares.movedim(-1, 1)), self.patch).softmax(1)  # (B, K, H, W)
-        return torch.einsum("bkhw,bkc->bchw", shares, self.mix_out(colours)).float()  # (B, C, H, W)
+        return torch.einsum("bkhw,bkc->bchw", shares, self.colour_decoder(colours)).float()  # (B, C, H, W)
 
 
 def to_float(images, device):
@@ -231,10 +236,10 @@ class Tokenizer(fsq.Codec):
         return out
 
     @torch.inference_mode()
-    def palette(self, ids):
+    def colours_of(self, ids):
         """Ids (K + h w,) of a picture -> the colours that its squares are mixed of: uint8 (K, C)."""
         digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)[: self.config.colours]).to(self.device), self.net.levels)
-        return to_uint8(self.net.mix_out(fsq.centred(digits, self.net.levels)))
+        return to_uint8(self.net.colour_decoder(fsq.centred(digits, self.net.levels)))
 
     def report(self, samples):
         """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""
@@ -257,7 +262,7 @@ class Tokenizer(fsq.Codec):
 
 
 def blocks_of_colour(images, patch, size):
-    """The trivial tokenizer with as many ids: each square's mean colour, rounded to a grid of at most size colours.
+    """The trivial tokenizer at equal bits: each square's mean colour, rounded to a grid of at most size colours.
 
     uint8 (N, H, W, C) -> uint8 (N, H, W, C)
     """
