@@ -1016,8 +1016,8 @@ def test_samplers_draw_in_float64(monkeypatch):
     WORLD.run(500, sampler="confidence", steps=3, seed=29)
     for u in seen:
         assert u.dtype == torch.float64 and ((u * 2 ** 24) % 1 != 0).double().mean() > 0.9
-    top = torch.tensor([[0.5, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
-    monkeypatch.setattr(d.State, "uniform", lambda self, shape: top if tuple(shape) == (1, 3) else top[:, :1] * 0)
+    top = torch.tensor([[0.5, 1 - 2.0 ** -53]], dtype=torch.float64)            # noise for the ids 1 and 2 alone
+    monkeypatch.setattr(d.State, "uniform", lambda self, shape: top if tuple(shape) == (1, 2) else top[:, :1] * 0)
     x = torch.zeros(1, 1).long()
     far = torch.tensor([[9.0, 0.0, -30.0]])
     y = d.sample(lambda x, where: far, x, x + 1, x + 3, MASK, sampler="ancestral", steps=1)[0]
