@@ -28,6 +28,12 @@ class DataError(Exception):
     """Bad input, told in one line: which file or field, and what to do."""
 
 
+def check_layout(version, folder):
+    """A DataError if the run in folder has another layout version than this code."""
+    if version != LAYOUT_VERSION:
+        raise DataError(f"{folder} was made by another version of the layout ({version}, not {LAYOUT_VERSION}): train afresh")
+
+
 @dataclass(frozen=True)
 class Modality:
     module: str      # file in tokenizers/

@@ -88,9 +88,7 @@ def load_run(folder, device=None):
     if not (folder / "checkpoint.pt").exists():
         raise DataError(f"--run {folder}: no checkpoint there; train one first with python train.py --run {folder}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["layout_version"] != data.LAYOUT_VERSION:
-        raise DataError(f"--run {folder} was made by another version of the layout ({config['layout_version']}, not "
-                        f"{data.LAYOUT_VERSION}): train it afresh")
+    data.check_layout(config["layout_version"], folder)
     stream = data.Stream(config["stream"]["codes"], config["stream"]["slots"])
     tokenizers = {m: data.tokenizer_module(m).load(folder / MODALITIES[m].file) for m in stream.codes}
     net = models.Transformer(models.ModelConfig(**config["model"]))

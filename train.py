@@ -24,7 +24,6 @@ import diffusion
 import model as models
 from data import KINDS, MASK, MODALITIES, DataError
 
-
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
             muon_lr=0.012, momentum=0.95)
@@ -503,7 +502,8 @@ def parser():
     g = p.add_argument_group("diffusion")
     g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
     g.add_argument("--weighting", type=weightings, default=weightings("text=bound,image-text=unweighted,speech-text=unweighted"),
-                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS) + "; one for all, or kind=name,... (bound for the rest)")
+                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS)
+                   + "; one for all, or kind=name,... (bound for the rest)")
     g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
         "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
@@ -564,9 +564,7 @@ def main():
         saved = read_json(folder / "config.json")
         if saved is None or not (folder / "checkpoint.pt").exists():
             raise DataError(f"--resume: {folder} holds no checkpoint: start with python train.py --run {folder}")
-        if saved["layout_version"] != data.LAYOUT_VERSION:
-            raise DataError(f"--resume: {folder} was made by another version of the layout "
-                            f"({saved['layout_version']}, not {data.LAYOUT_VERSION}): train afresh")
+        data.check_layout(saved["layout_version"], folder)
         for name, value in saved["args"].items():
             setattr(args, name, value)
     sources = gather(args)
