@@ -1,4 +1,4 @@
-"""From raw text, pictures and recordings to rows of one token stream.
+"""From items of text, pictures and speech (readers.py) to rows of one token stream.
 
 A row is a task token followed by the members of its kind, each opened by a boundary token:
   text         [task] [text] the document ... [end] [end]        several documents packed into a row, PAD at its end
@@ -10,22 +10,13 @@ pairs too; this exact layout is our choice. A new modality is a row of MODALITIE
 pairing a row of KINDS.
 """
 import functools
-import hashlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable
 
 import numpy as np
 
-SAMPLE_RATE = 16000
-PICTURES, CLIPS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}, {".wav", ".flac", ".ogg"}
-
-
-class DataError(Exception):
-    """Bad input, told in one line: which file or field, and what to do."""
+from readers import digest, rng
+from safe import DataError, write_array
 
 
 def check_layout(version, folder):
@@ -52,11 +43,6 @@ PAD, MASK = 0, 1
 LAYOUT_VERSION = 4  # of rows, vocabulary and checkpoints: raised whenever old files can no longer be read
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
 HEAD = 2  # a document of a text row begins with its task token and the boundary token of text
-
-
-def rng(seed, *stream):
-    """A counter-based generator: a pure function of seed and stream numbers."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
 
 
 def tokenizer_module(modality):
@@ -185,188 +171,7 @@ class Stream:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sources: one's own folders, or the toy world.
-
-@dataclass
-class Source:
-    """Items of one kind. texts: documents, captions or transcripts; load(indices) -> list of pictures (uint8 HWC)
-    or waveforms (float32, 16 kHz), None for text alone; key: changes with the content."""
-    kind: str
-    name: str
-    texts: list
-    load: Callable
-    key: str
-
-    def __len__(self):
-        return len(self.texts)
-
-
-def digest(*parts):
-    """Short content key of strings and bytes."""
-    h = hashlib.sha256()
-    for part in parts:
-        h.update(part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass"))
-        h.update(b"\0")
-    return h.hexdigest()[:16]
-
-
-def read_text(path):
-    """A .txt file, or all .txt files of a folder (each one document), as a Source."""
-    path = Path(path)
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    texts = []
-    for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--text: cannot read {file} as UTF-8 text ({error.__class__.__name__}): fix or remove it")
-    if not any(texts):
-        raise DataError(f"--text: {path} holds no text: give a .txt file or a folder of them")
-    return Source("text", str(path), texts, None, digest(*texts))
-
-
-def captioned(folder, extensions, flag):
-    """(file, text) pairs of a folder: metadata.jsonl, metadata.csv (id|text with wavs/), or same-stem .txt files."""
-    folder, pairs = Path(folder), []
-    if not folder.is_dir():
-        raise DataError(f"{flag}: {folder} is not a folder")
-    try:
-        if (folder / "metadata.jsonl").exists():
-            for number, line in enumerate((folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    row = json.loads(line)
-                    pairs.append((folder / row["file_name"], row["text"]))
-        elif (folder / "metadata.csv").exists():
-            stems = {f.stem: f for f in sorted((folder / "wavs").iterdir()) if f.suffix.lower() in extensions}
-            for number, line in enumerate((folder / "metadata.csv").read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    name, text = line.split("|")[:2]
-                    pairs.append((stems[name], text))
-        else:
-            for number, file in enumerate(sorted(folder.rglob("*")), 1):
-                if file.suffix.lower() in extensions:
-                    pairs.append((file, file.with_suffix(".txt").read_text(encoding="utf-8").strip()))
-    except (KeyError, ValueError, OSError) as error:
-        raise DataError(f"{flag}: item {number} of {folder} has no readable file or text ({error}): see the README's "
-                        f"section on your own data for the layout")
-    missing = [f for f, _ in pairs if not f.exists()]
-    if missing or not pairs:
-        raise DataError(f"{flag}: {folder} " + (f"names {missing[0].name}, which is not there" if missing else
-                                               "holds no item with a text: add metadata.jsonl, metadata.csv or .txt files"))
-    return pairs
-
-
-def open_picture(path, side, channels):
-    """A picture file as uint8 (side, side, channels), alpha on white, cropped to a square and resized."""
-    from PIL import Image, ImageOps
-    try:
-        with Image.open(path) as picture:
-            if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA"):
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            if picture.size != (side, side):
-                picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-            return np.asarray(picture, np.uint8).reshape(side, side, channels)
-    except OSError as error:
-        raise DataError(f"--images: cannot read {path} ({error.__class__.__name__}): fix or remove it")
-
-
-def picture_format(path):
-    """(side, channels) that suit a picture file: its shorter side, one channel if it is grey."""
-    from PIL import Image
-    try:
-        with Image.open(path) as picture:
-            return min(picture.size), 1 if picture.mode in ("1", "L", "I;16", "I") else 3
-    except OSError as error:
-        raise DataError(f"--images: cannot read {path} ({error.__class__.__name__}): fix or remove it")
-
-
-def resample(wave, rate):
-    """To 16 kHz by cutting or extending the spectrum (ideal low-pass). wave (n,), rate in Hz -> (m,) float32."""
-    if rate == SAMPLE_RATE:
-        return wave.astype(np.float32)
-    spectrum, n = np.fft.rfft(wave), round(len(wave) * SAMPLE_RATE / rate)
-    out = np.zeros(n // 2 + 1, complex)
-    keep = min(len(out), len(spectrum))
-    out[:keep] = spectrum[:keep]
-    return (np.fft.irfft(out, n) * n / len(wave)).astype(np.float32)
-
-
-def open_clip(path):
-    """A recording as float32 mono at 16 kHz."""
-    import soundfile
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"--speech: cannot read {path} ({error.__class__.__name__}): fix or remove it")
-    return resample(wave.mean(1), rate)
-
-
-def read_images(folder, side, channels):
-    pairs = captioned(folder, PICTURES, "--images")
-    files, texts = zip(*pairs)
-    return Source("image-text", str(folder), list(texts), lambda at: [open_picture(files[i], side, channels) for i in at],
-                  digest(side, channels, *texts, *(f.read_bytes() for f in files)))
-
-
-def read_speech(folder):
-    pairs = captioned(folder, CLIPS, "--speech")
-    files, texts = zip(*pairs)
-    return Source("speech-text", str(folder), list(texts), lambda at: [open_clip(files[i]) for i in at],
-                  digest(*texts, *(f.read_bytes() for f in files)))
-
-
-def toy_sources(seed=0, pictures=10_000, passages=10_000, utterances=3_000):
-    """The embedded toy world as Sources; its items are made when first asked for."""
-    import toyworld
-    source_key = digest(Path(toyworld.__file__).read_bytes(), seed)
-    scenes = toyworld.scenes(pictures, seed)
-    phrases = toyworld.phrases(utterances, seed)
-    drawn = functools.lru_cache(maxsize=1)(lambda: toyworld.draw(scenes, seed))
-    spoken = functools.lru_cache(maxsize=1)(lambda: toyworld.speak(phrases, seed))
-    return {
-        "text": Source("text", "toy world", toyworld.passages(passages, seed), None, digest(source_key, passages)),
-        "image-text": Source("image-text", "toy world", [toyworld.caption(s) for s in scenes],
-                             lambda at: [drawn()[i] for i in at], digest(source_key, pictures)),
-        "speech-text": Source("speech-text", "toy world", phrases,
-                              lambda at: [spoken()[i] for i in at], digest(source_key, utterances)),
-    }
-
-
-def merge(sources):
-    """Several sources of one kind as one."""
-    if len(sources) == 1:
-        return sources[0]
-    owner = np.repeat(np.arange(len(sources)), [len(s) for s in sources])
-    inner = np.concatenate([np.arange(len(s)) for s in sources])
-    load = None if sources[0].load is None else lambda at: [sources[owner[i]].load([inner[i]])[0] for i in at]
-    return Source(sources[0].kind, ", ".join(s.name for s in sources), [t for s in sources for t in s.texts], load,
-                  digest(*(s.key for s in sources)))
-
-
-def held_out(source, share=0.05, most=512):
-    """Indices for training and for validation. Few long texts are cut instead: the last tenth of each is held out."""
-    if source.load is None and len(source) < 100:
-        cut = [int(0.9 * len(t)) for t in source.texts]
-        first, last = ([f(t, c) for t, c in zip(source.texts, cut)] for f in (lambda t, c: t[:c], lambda t, c: t[c:]))
-        n = len(source)
-        return (Source(source.kind, source.name, first + last, None, source.key), np.arange(n), np.arange(n, 2 * n))
-    order = rng(0, 17).permutation(len(source))
-    n = min(most, max(1, int(share * len(source))))
-    return source, np.sort(order[n:]), np.sort(order[:n])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The token cache: made once, memory-mapped, keyed by content, tokenizers and layout.
-
-def write_array(path, array):
-    """Save an array under a temporary name, then rename: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, array)
-    os.replace(temporary, path)
-
 
 def encode_items(source, tokenizers, batch=512, progress=None):
     """Codes of every item and member of a source: a list (members) of lists (items) of code arrays."""
@@ -435,6 +240,8 @@ class Batches:
             size = len(self.rows[kind])
             at = np.array([self._order(kind, int(n) // size)[n % size] for n in number])
             out[kind] = self.stream.describe(kind, self.rows[kind][at].astype(np.int64))
+            if out[kind].doc is not None and (out[kind].doc == 1).all():
+                out[kind].doc = None                                       # whole rows need no mask of documents
         return out
 
 

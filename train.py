@@ -4,113 +4,39 @@
     python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data (any subset)
     python train.py --resume --run runs/mine               go on where a run stopped
     python train.py --plan --preset 3b                     sizes and settings, no training
+    python train.py --bench                                speed of a training step on this machine
 """
-import argparse
+import time
+BEGAN = time.time()  # before the imports: their seconds count, too
+import contextlib  # noqa: E402
 import json
 import math
 import os
+import signal
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 import data
 import diffusion
+import flags
 import model as models
-from data import KINDS, MASK, MODALITIES, DataError
+import prepare
+import safe
+from data import KINDS, MASK, MODALITIES
+from rules import BASE, batch_rule, lr_factor, plan, print_derived, tuned_point, warmup_steps
+from safe import DataError, UsageError, write_json
 
-# The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
-BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
-            muon_lr=0.012, momentum=0.95)
-S_CRIT = 488  # steps below which the loss rises by over 2%, measured for a toy network: experiments/batch_size.py
-
-
-def batch_rule(batch, tokens, base=BASE, gamma=0.44):
-    """Optimizer settings for another batch size and token horizon, from the tuned point (arXiv 2602.21472).
-
-    kappa = (D_base / D)^gamma * (B / B_base), all in tokens of the stream (padding left out); gamma=1 is Complete(d)P,
-    gamma=0 the SDE rule of Malladi et al. (arXiv 2205.10287). Weight decay x sqrt(kappa) is our choice (the product
-    with lr then goes with kappa, as Complete(d)P has it); EMA: Busbridge et al. (arXiv 2307.13813).
-    """
-    kappa = (base["tokens"] / tokens) ** gamma * (batch / base["batch"])
-    return dict(kappa=kappa, lr=base["lr"] * math.sqrt(kappa), beta1=base["beta1"] ** kappa, beta2=base["beta2"] ** kappa,
-                eps=base["eps"] / math.sqrt(kappa), weight_decay=base["weight_decay"] * math.sqrt(kappa),
-                ema=base["ema"] ** kappa, muon_lr=base["muon_lr"] * math.sqrt(kappa), momentum=base["momentum"] ** kappa)
-
-
-def tuned_point(args):
-    """BASE with what flags change of it."""
-    return {**BASE, "lr": args.lr, "muon_lr": args.muon_lr, "weight_decay": args.weight_decay}
-
-
-def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughput=0.0):
-    """The batch rule's results as rows (name, formula, number): what is printed before a training and by --plan.
-
-    batch, tokens as in `batch_rule`; length: tokens a row, for B_crit in rows; throughput in tokens a second (0: unknown).
-    Virtual batch and virtual steps (our names): the batch at the base horizon that has the same settings, and the steps of
-    that size which the base's tokens make: two runs alike in them follow the same equation.
-    """
-    rule, steps = batch_rule(batch, tokens, base, gamma), max(1, round(tokens / batch))
-    times = "x sqrt(kappa)"
-    rows = [("kappa", "(D_base / D)^gamma B / B_base", rule["kappa"]),
-            ("lr", f"{base['lr']:g} {times}", rule["lr"]),
-            ("beta1", f"{base['beta1']:g}^kappa", rule["beta1"]),
-            ("beta2", f"{base['beta2']:g}^kappa", rule["beta2"]),
-            ("eps", f"{base['eps']:g} / sqrt(kappa)", rule["eps"]),
-            ("weight decay", f"{base['weight_decay']:g} {times}", rule["weight_decay"]),
-            ("EMA", f"{base['ema']:g}^kappa", rule["ema"]),
-            ("Muon lr", f"{base['muon_lr']:g} {times}", rule["muon_lr"]),
-            ("Muon momentum", f"{base['momentum']:g}^kappa", rule["momentum"]),
-            ("steps", "D / B", steps),
-            ("warm-up steps", f"min(1000, steps / 4, {warmup:g} steps)", warmup_steps(steps, warmup)),
-            ("virtual batch", "kappa B_base, tokens", rule["kappa"] * base["batch"]),
-            ("virtual steps", "D_base / (kappa B_base)", base["tokens"] / (rule["kappa"] * base["batch"])),
-            ("B_crit", f"D / (L S_crit), rows of {length:.0f}", tokens / (length * S_CRIT))]
-    return rows + ([("hours", "D / throughput", tokens / throughput / 3600)] if throughput else [])
-
-
-def print_derived(batch, tokens, length, **options):
-    """Print `derived` as a table, and a warning where the batch is above the critical one."""
-    print(f"B = {batch:.0f} tokens a step, D = {tokens:.3g} tokens (all of a row, conditions and end tokens too; padding of "
-          f"packed text left out)")
-    for name, formula, value in derived(batch, tokens, length, **options):
-        print(f"  {name:13} = {formula:36} = {value:.6g}")
-    if tokens / batch < S_CRIT:
-        print(f"warning: {tokens / batch:.0f} steps are fewer than S_crit = {S_CRIT}: above the critical batch size the loss "
-              f"rises; lower --batch-tokens or train longer", flush=True)
-
-
-def warmup_steps(steps, share=0.05):
-    """Steps of linear warm-up: a share of all, at most a quarter of them and at most 1000 (the paper's numbers)."""
-    return max(1, int(min(1000, steps / 4, share * steps)))
-
-
-def lr_factor(step, steps, warmup):
-    """Linear warm-up, then cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
+HEAD_LOGITS = 2 ** 28  # logits that are held at a time: 1 GiB in float32, five GPT-2 vocabularies of a thousand tokens
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device and precision.
-
-def pick_device(name="auto"):
-    """torch.device by name; auto takes cuda, then mps, then cpu. Raises DataError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-        return device
-    except (RuntimeError, AssertionError):
-        raise DataError(f"--device {name}: no such device here; try --device cpu")
-
 
 def fast_dtype(device):
     """bfloat16 where this machine multiplies matrices at least 1.3 times faster in it, float32 elsewhere: measured."""
@@ -130,114 +56,10 @@ def fast_dtype(device):
     return torch.bfloat16 if best[torch.float32] > 1.3 * best[torch.bfloat16] else torch.float32
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data and tokenizers.
-
-def make_tokenizer(modality, sources, args, folder, device):
-    """Train (or load, if the run folder has it) the tokenizer of a modality; prints its report."""
-    path, module = folder / MODALITIES[modality].file, data.tokenizer_module(modality)
-    if path.exists():
-        return module.load(path)
-    start = time.time()
-    if modality == "text":
-        texts = [t for s in sources for t in s.texts]
-        if args.encoding:
-            tokenizer = module.from_tiktoken(args.encoding)
-        else:
-            tokenizer = module.train(texts, vocab_size=args.vocab_size)
-        held = texts[:: max(1, len(texts) // 200)]
-    else:
-        source = data.merge(sources)
-        at = data.rng(args.seed, 2).permutation(len(source))[:args.tokenizer_items]
-        samples = source.load(at)
-        held, samples = samples[:max(1, len(samples) // 20)], samples[max(1, len(samples) // 20):] or samples
-        steps, seconds = (args.image_steps, args.image_seconds) if modality == "image" else (args.speech_steps,
-                                                                                             args.speech_seconds)
-        budget = dict(steps=steps) if steps else dict(seconds=seconds)
-        if modality == "image":
-            height, width, channels = samples[0].shape
-            config = module.ImageConfig(height=height, width=width, channels=channels, patch=args.patch,
-                                        colours=args.image_colours, levels=args.image_levels)
-            tokenizer = module.train(np.stack(samples), config, **budget,
-                                     seed=args.seed, device=device)
-        else:
-            config = module.AudioConfig(stride=args.speech_stride, groups=args.speech_groups, levels=args.speech_levels)
-            tokenizer = module.train(samples, config, **budget,
-                                     seed=args.seed, device=device)
-        tokenizer.to("cpu")
-    report = tokenizer.report(held)
-    print(module.lines(report), f"({time.time() - start:.0f} s)", flush=True)
-    tokenizer.save(path)
-    (folder / "tokenizers.json").write_text(json.dumps(
-        {**read_json(folder / "tokenizers.json", {}), modality: report}, indent=1), encoding="utf-8")
-    return tokenizer
-
-
-def read_json(path, default=None):
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-
-
-def write_json(path, value):
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def gather(args):
-    """Sources by kind: one's own data where a flag names some, the toy world otherwise."""
-    if not (args.text or args.images or args.speech):
-        sources = data.toy_sources(args.seed, args.pictures, args.passages, args.utterances)
-        unknown = [k for k in args.kinds if k not in sources]
-        if unknown:
-            raise DataError(f"--kinds: no kind {unknown[0]!r}; choose from {', '.join(sources)}")
-        sources = {k: sources[k] for k in args.kinds}
-    else:
-        sources = own_sources(args)
-    for kind in sources:
-        if args.mix.get(kind, 0) <= 0:
-            raise DataError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
-    return sources
-
-
-def own_sources(args):
-    """Sources by kind of the folders that --text, --images and --speech name."""
-    sources = {}
-    if args.text:
-        sources["text"] = data.merge([data.read_text(p) for p in args.text])
-    if args.images:
-        first = data.captioned(args.images[0], data.PICTURES, "--images")[0][0]
-        side, channels = data.picture_format(first)
-        unit = args.patch or 4
-        side = args.image_side or max(unit, side // unit * unit)
-        sources["image-text"] = data.merge([data.read_images(p, side, channels) for p in args.images])
-    if args.speech:
-        sources["speech-text"] = data.merge([data.read_speech(p) for p in args.speech])
-    return sources
-
-
-def prepare(sources, args, folder, device):
-    """Sources by kind -> tokenizers -> token cache. Returns stream, {kind: training rows}, {kind: validation rows}."""
-    needed = {m for k in sources for m in KINDS[k]}
-    tokenizers = {m: make_tokenizer(m, [s for s in sources.values() if m in KINDS[s.kind]], args, folder, device)
-                  for m in MODALITIES if m in needed}
-    codes, split = {}, {}
-    for kind, source in sources.items():
-        sources[kind], *split[kind] = data.held_out(source)
-        with tqdm(total=len(sources[kind]), desc=f"encoding {kind}", leave=False) as bar:
-            def progress(n):
-                bar.n = n
-                bar.refresh()
-            codes[kind] = data.cached_codes(sources[kind], tokenizers, folder / "cache", progress)
-    slots = {"text": [args.text_length]} if "text" in sources else {}
-    for kind in sources:
-        if len(KINDS[kind]) > 1:
-            slots[kind] = [data.slot_for(m, offsets, tokenizers[m].groups) for m, (_, offsets) in
-                           zip(KINDS[kind], codes[kind])]
-    stream = data.Stream({m: (t.groups, t.size) for m, t in tokenizers.items()}, slots)
-    keys = {k: data.digest(s.key, *(tokenizers[m].name for m in KINDS[k])) for k, s in sources.items()}
-    made = {k: [data.make_rows(stream, k, codes[k], at, folder / "cache", keys[k] + part)
-                for at, part in zip(split[k], ("train", "held"))] for k in sources}
-    return stream, {k: m[0] for k, m in made.items()}, {k: m[1] for k, m in made.items()}
+def precision(args, device):
+    """The dtype of matrix products that --dtype asks for, and a function that makes its autocast context."""
+    dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    return dtype, lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,34 +92,134 @@ def to_device(batch, device):
             for k, b in batch.items()}
 
 
-def backward(net, trunk, batch, weights, autocast):
+def next_tokens(batches, step):
+    """A step's batch as `noised` makes it, for the autoregressive twin: every token that could be noised, given those before."""
+    out = {}
+    for kind, rows in batches(step).items():
+        x, place, member, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (rows.ids, rows.place, rows.member,
+                                                                                           rows.low, rows.high))
+        noisy = member >= 0                                                                          # (B, L)
+        before = torch.nn.functional.pad(noisy[:, 1:], (0, 1))                 # the position that predicts it, one earlier
+        doc = None if rows.doc is None else torch.from_numpy(rows.doc)
+        out[kind] = dict(x=x, masked=before, place=place, doc=doc, target=x[noisy], low=low[noisy], high=high[noisy],
+                         weight=torch.ones(int(noisy.sum())), member=member[noisy],
+                         counts=torch.stack([(member == m).sum() for m in range(len(KINDS[kind]))]))
+    return out
+
+
+def kind_loss(net, trunk, kind, b, weights, autocast):
+    """Loss of one kind's rows and its terms by member in nats a token, from a batch as `noised` or `next_tokens` make it."""
+    with autocast():
+        hidden = trunk(b["x"], b["place"], b["doc"])[b["masked"]]                                    # (M, D)
+
+    def nll(hidden, target, low, high):
+        with autocast():
+            logits = net.unembed(hidden)                                                             # (m, V)
+        return diffusion.token_nll(logits, target, low, high)                                        # (m,)
+
+    chunk = max(1, HEAD_LOGITS // net.config.vocab)
+    parts = list(zip(*(z.split(chunk) for z in (hidden, b["target"], b["low"], b["high"]))))
+    if len(parts) > 1:                                   # logits that do not fit at once are made again on the way back
+        parts = [checkpoint(nll, *part, use_reentrant=False) for part in parts]
+    else:
+        parts = [nll(*part) for part in parts]
+    split = diffusion.weighted_terms(torch.cat(parts) if parts else hidden.new_zeros(0), b["weight"], b["member"], b["counts"])
+    return sum(weights[f"{kind}/{m}"] * v for m, v in zip(KINDS[kind], split)), split
+
+
+def rows_of(b, first, last):
+    """Rows first..last of a batch as `noised` makes it; `counts` stay those of the whole batch, so that parts add up."""
+    ends, last = np.concatenate(([0], b["masked"].sum(1).cumsum(0).tolist())), min(last, len(b["x"]))
+    cut = {True: slice(first, last), False: slice(ends[first], ends[last])}            # (B, L) fields; (M,) fields
+    return {n: v if v is None or n == "counts" else v[cut[v.dim() == 2]] for n, v in b.items()}
+
+
+def backward(net, trunk, batch, weights, autocast, micro=0, parallel=None):
     """Gradients of a step. Returns named terms {kind/modality: nats a token} and the loss, all tensors.
 
     A term belongs to one member of one kind of row: the sum over masked tokens of weight * nll, over all its tokens subject
     to noise; with --weighting bound and no --time-power it estimates the bound. The loss is their weighted sum (`weights`;
     a caption of ten tokens would hardly count beside a picture of 19 if all tokens counted alike). One forward and
-    backward a kind.
+    backward for `micro` rows of a kind (0: all of them). parallel: a DistributedDataParallel of `KindLoss`; gradients are
+    then exchanged once, in the last backward, and terms and loss are those of this process' rows.
     """
+    parts = [(kind, rows_of(b, i, i + (micro or len(b["x"])))) for kind, b in batch.items()
+             for i in range(0, len(b["x"]), micro or len(b["x"]))]
     terms, loss = {}, 0.0
-    for kind, b in batch.items():
-        with autocast():
-            hidden = trunk(b["x"], b["place"], b["doc"])                                             # (B, L, D)
-            logits = net.unembed(hidden[b["masked"]])                                                # (M, V)
-        nll = diffusion.token_nll(logits, b["target"], b["low"], b["high"])                          # (M,)
-        split = diffusion.weighted_terms(nll, b["weight"], b["member"], b["counts"])                 # (members,)
-        names = [f"{kind}/{m}" for m in KINDS[kind]]
-        part = sum(weights[n] * v for n, v in zip(names, split))
-        part.backward()
+    for n, (kind, b) in enumerate(parts):
+        wait = parallel.no_sync() if parallel and n + 1 < len(parts) else contextlib.nullcontext()
+        with wait:
+            part, split = (parallel(kind, b) if parallel else kind_loss(net, trunk, kind, b, weights, autocast))
+            (part * world_size()).backward()                          # DistributedDataParallel takes the mean over processes
         loss = loss + part.detach()
-        terms.update(zip(names, split.detach()))
+        for m, v in zip(KINDS[kind], split.detach()):
+            terms[f"{kind}/{m}"] = terms.get(f"{kind}/{m}", 0.0) + v
     return terms, loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes (torchrun): every one makes the whole batch, takes its rows of it, and the gradients are averaged.
+
+def rank():
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def my_device(name):
+    """The device that --device names; auto is one GPU a process where there are several."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "auto" and world_size() > 1 and torch.cuda.is_available() else name
+
+
+class KindLoss(torch.nn.Module):
+    """`kind_loss` as a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, net, *fixed):
+        super().__init__()
+        self.net, self.fixed = net, fixed
+
+    def forward(self, kind, b):
+        trunk, weights, autocast = self.fixed
+        return kind_loss(self.net, trunk, kind, b, weights, autocast)
+
+
+def my_share(batch):
+    """The rows of this process."""
+    cut = lambda b, r: len(b["x"]) * r // world_size()
+    return batch if world_size() == 1 else {k: rows_of(b, cut(b, rank()), cut(b, rank() + 1)) for k, b in batch.items()}
+
+
+def agreed(value):
+    """The first process' value, in all of them."""
+    if world_size() > 1:
+        box = [value]
+        torch.distributed.broadcast_object_list(box)
+        value = box[0]
+    return value
+
+
+def summed(terms, loss, device):
+    """Terms and loss over all processes."""
+    if world_size() > 1:
+        all_of_them = torch.stack([*terms.values(), loss]).to(device)
+        torch.distributed.all_reduce(all_of_them)
+        terms, loss = dict(zip(terms, all_of_them[:-1])), all_of_them[-1]
+    return terms, loss
+
+
+def compiled_trunk(net):
+    """The trunk through torch.compile; packed rows (a mask of documents) stay eager."""
+    fast = torch.compile(net.trunk, dynamic=True)
+    return lambda ids, place, doc: (fast if doc is None else net.trunk)(ids, place, doc)
 
 
 def faster_trunk(net, args, device, step_seconds):
     """The trunk, compiled where that pays, and the seconds of a step (None if not needed). Settles --compile auto for resuming.
 
     auto compiles on CUDA, and on a CPU when the planned training is long enough to win the compiler's half minute
-    back; what it compiles is measured and kept only if faster; `on` keeps it anyway. Packed rows (a mask of documents) stay eager.
+    back; what it compiles is measured and kept only if faster; `on` keeps it anyway.
     """
     if args.compile == "off" and args.steps:
         return net.trunk, None                       # nobody asks how long a step takes
@@ -306,9 +228,7 @@ def faster_trunk(net, args, device, step_seconds):
     if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 600):
         args.compile = "off"
         return net.trunk, eager
-    fast = torch.compile(net.trunk, dynamic=True)
-    trunk = lambda ids, place, doc: (fast if doc is None else net.trunk)(ids, place, doc)
-    start = time.time()
+    start, trunk = time.time(), compiled_trunk(net)
     try:
         seconds = step_seconds(trunk)
     except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
@@ -319,41 +239,39 @@ def faster_trunk(net, args, device, step_seconds):
     return (trunk, seconds) if args.compile == "on" else (net.trunk, eager)
 
 
-def train(args, folder, stream, rows, device, resume):
-    """The training loop; returns the network with its averaged weights. See main for what is written where."""
+def train(args, folder, stream, rows, device):
+    """The training loop, from the checkpoint in `folder` if there is one. See main for what is written where."""
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
-    dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
-    autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    sched = diffusion.schedule(args.schedule)
-    views = 2 if args.complement else 1
+    args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
+    autocast, sched, views = precision(args, device)[1], diffusion.schedule(args.schedule), 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
+    if min(per_step.values()) < world_size():
+        raise UsageError(f"--batch-tokens {args.batch_tokens} is {per_step} rows a step: fewer than {world_size()} processes")
     batches = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed)
     # padding, which only packed rows have, does not count; what it counts are tokens that the network reads
     batch_tokens = round(sum(n * float((rows[k][:2000] != data.PAD).sum(1).mean()) for k, n in per_step.items()))
-
-    state = None
-    if resume:
-        state = torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
-        args.steps = state["steps"]
+    state = safe.load(folder / "checkpoint.pt", device) if (folder / "checkpoint.pt").exists() else None
     began = time.time()
 
     def step_seconds(trunk, n=8):
         times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer)
         for group in (g for o in idle for g in o.param_groups):
             group["lr"] = 0.0                        # a step costs the same and changes nothing
-        for batch in [to_device(noised(batches, i, args, sched), device) for i in range(n)]:  # in training made ahead
+        for batch in [to_device(my_share(noised(batches, i, args, sched)), device) for i in range(n)]:   # in training made ahead
             start = time.perf_counter()
-            backward(net, trunk, batch, args.loss_weights, autocast)[1].item()
+            backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch)[1].item()
             for optimizer in idle:
                 optimizer.step()
             net.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - start)
         return min(times[2:])                        # of a machine left alone: others' work only adds
 
+    if device.type == "cuda":
+        args.micro_batch = agreed(rows_that_fit(args, max(per_step.values()), lambda: step_seconds(net.trunk, 3)))
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds)))
+        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds))))
     base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
@@ -369,27 +287,38 @@ def train(args, folder, stream, rows, device, resume):
         ema = [e.to(device) for e in state["ema"]]
         first = state["step"]
     groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
-    write_json(folder / "config.json", {
-        "layout_version": data.LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
-        "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": plain(args)})
-    print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({str(dtype).removeprefix('torch.')}), "
-          f"{args.steps} steps of {per_step} rows")
-    print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base, gamma=args.gamma,
-                  warmup=args.warmup)
+    parallel = None
+    if world_size() > 1:
+        parallel = torch.nn.parallel.DistributedDataParallel(KindLoss(net, trunk, args.loss_weights, autocast))
+    chief = rank() == 0
+    if chief:
+        write_json(folder / "config.json", {
+            "layout_version": data.LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
+            "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": flags.plain(args)})
+        print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({args.dtype}), {args.steps} steps of {per_step} rows"
+              + (f", {args.micro_batch} at a time" if args.micro_batch else "")
+              + (f", in {world_size()} processes" if world_size() > 1 else "") + (f", from step {first} on" if first else ""))
+        print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base,
+                      gamma=args.gamma, warmup=args.warmup)
+        keep_until(folder / "log.jsonl", first - 1)
+        keep_until(folder / "scores.jsonl", first)
 
     def save(step):
-        torch.save({"layout_version": data.LAYOUT_VERSION, "step": step, "steps": args.steps, "model": net.state_dict(),
-                    "ema": ema, "optimizers": [o.state_dict() for o in optimizers]}, folder / "checkpoint.tmp")
-        os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+        if chief:
+            safe.save(folder / "checkpoint.pt", {
+                "layout_version": data.LAYOUT_VERSION, "step": step, "model": net.state_dict(), "ema": ema,
+                "optimizers": [o.state_dict() for o in optimizers]})
+            look(folder, device, step if args.score_every and step % args.score_every == 0 else 0)
 
-    log = open(folder / "log.jsonl", "a", encoding="utf-8")
-    bar = tqdm(total=args.steps, initial=first, desc="training", mininterval=1.0)
+    log = open(folder / "log.jsonl" if chief else os.devnull, "a", encoding="utf-8")
+    bar = tqdm(total=args.steps, initial=first, desc="training", mininterval=1.0, disable=not chief)
     start, net_parameters = time.time(), list(net.parameters())
-    with ThreadPoolExecutor(1) as ahead:  # the next batch is made while the network works
-        coming = ahead.submit(noised, batches, first, args, sched)
+    with ThreadPoolExecutor(1) as ahead, interruptible() as interrupted, log, bar:
+        make = lambda step: my_share(noised(batches, step, args, sched))
+        coming = ahead.submit(make, first)                           # the next batch is made while the network works
         for step in range(first, args.steps):
-            batch, coming = to_device(coming.result(), device), ahead.submit(noised, batches, step + 1, args, sched)
-            terms, loss = backward(net, trunk, batch, args.loss_weights, autocast)
+            batch, coming = to_device(coming.result(), device), ahead.submit(make, step + 1)
+            terms, loss = backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch, parallel)
             norm = torch.nn.utils.clip_grad_norm_(net_parameters, args.clip)
             factor = lr_factor(step, args.steps, warmup)
             for group in groups:
@@ -404,6 +333,7 @@ def train(args, folder, stream, rows, device, resume):
                 torch._foreach_lerp_(ema, net_parameters, max(1 - rule["ema"], 1 / (step + 2)))
             bar.update()
             if step % args.log_every == 0 or step + 1 == args.steps:
+                terms, loss = summed(terms, loss, device)
                 values = {n: round(float(v), 4) for n, v in terms.items()}
                 speed = (step + 1 - first) * batch_tokens / (time.time() - start)
                 log.write(json.dumps({"step": step, "tokens": (step + 1) * batch_tokens, "loss": round(float(loss), 4),
@@ -411,188 +341,131 @@ def train(args, folder, stream, rows, device, resume):
                                       "tokens_per_second": round(speed)}) + "\n")
                 log.flush()
                 bar.set_postfix({**{n: f"{v:.2f}" for n, v in values.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
-            if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            if (step + 1) % args.save_every == 0 or step + 1 == args.steps or interrupted or (
+                    args.score_every and (step + 1) % args.score_every == 0):
                 save(step + 1)
-    bar.close()
-    log.close()
+            if interrupted and step + 1 < args.steps:
+                raise DataError(f"stopped after step {step + 1} of {args.steps}, saved: python train.py --resume --run {folder} "
+                                "goes on")
 
 
-def plan(args):
-    """Sizes, cost and settings of a preset, without training. The network is built on the meta device."""
-    with torch.device("meta"):
-        net = models.Transformer(models.ModelConfig(vocab=args.vocab or models.PLAN_VOCAB[args.preset], places=4096,
-                                                    **models.PRESETS[args.preset]))
-    counts, config = models.count(net), net.config
-    tokens, N = args.tokens or (args.steps or 1000) * args.batch_tokens, counts["total"]
-    print(f"preset {args.preset}: width {config.width}, depth {config.depth}, {config.width // config.head_dim} heads of "
-          f"{config.head_dim}, vocabulary {config.vocab}")
-    print("parameters: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
-    print(f"memory: weights {4 * N / 2**30:.2f} GiB in float32 ({2 * N / 2**30:.2f} in bf16), training state "
-          f"{20 * N / 2**30:.2f} GiB (weight, gradient, two moments, EMA in float32), activations on top")
-    flops = models.flops_per_token(config, args.text_length, 0.5)
-    print(f"training: {flops / 1e9:.3f} GFLOP a token at length {args.text_length}, half the positions through the head; "
-          f"{tokens:,.0f} tokens cost {flops * tokens:.3e} FLOP")
-    print(f"compute frontier of the paper, D* = 7754 N^0.84 with N = {N:,}: {7754 * N ** 0.84:.3e} tokens; "
-          f"this plan: {tokens:.3e}")
-    print_derived(args.batch_tokens, tokens, args.text_length, base=tuned_point(args),
-                  gamma=args.gamma, warmup=args.warmup, throughput=args.throughput)
+def look(folder, device, step):
+    """Write the run's page as it is now; at a step to score, with samples and quick scores of the saved weights."""
+    import page
+    if not step:
+        return page.write(folder)
+    import sample
+    import score
+    run = sample.load_run(folder, device)
+    scores = score.score(run, 16)
+    with open(folder / "scores.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **{task: r["accuracy"] for task, r in scores.items() if "accuracy" in r}}) + "\n")
+    return page.write(folder, run, samples=1)
+
+
+@contextlib.contextmanager
+def interruptible():
+    """A list that is no longer empty once Ctrl-C (or a polite kill) has come; a second one stops at once."""
+    came = []
+
+    def note(number, frame):
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def rows_that_fit(args, most, step):
+    """--micro-batch, or the half, quarter ... of the rows of a kind at which `step()` no longer runs out of memory."""
+    while True:
+        try:
+            step()
+            return args.micro_batch
+        except torch.OutOfMemoryError:
+            args.micro_batch = (args.micro_batch or most) // 2
+            if not args.micro_batch:
+                raise
+        torch.cuda.empty_cache()
+
+
+def keep_until(path, step):
+    """Drop the lines of later steps, which a run that was stopped had written after its checkpoint: they come again."""
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        safe.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-def shares(text):
-    """'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}"""
-    try:
-        return {k: float(v) for k, v in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=share,name=share")
+PARTS = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "seconds.json",
+         "validation.npz"]                    # of a run
 
 
-def weightings(text):
-    """'bound' -> {kind: 'bound'} for all kinds; 'image-text=unweighted' -> that one, and 'bound' for the rest."""
-    named = dict(part.split("=", 1) for part in text.split(",")) if "=" in text else dict.fromkeys(KINDS, text)
-    return {**dict.fromkeys(KINDS, "bound"), **named}
-
-
-def numbers(text):
-    return tuple(int(n) for n in text.split(","))
-
-
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    g = p.add_argument_group("run")
-    g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
-    g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
-    g.add_argument("--minutes", type=float, default=7.8, help="time for the model's training (tokenizers come on top)")
-    g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
-    g.add_argument("--resume", action="store_true", help="go on with the run in --run")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    g.add_argument("--seed", type=int, default=0)
-    g.add_argument("--plan", action="store_true", help="print sizes, cost and settings; train nothing")
-    g.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    g.add_argument("--score-n", type=int, default=50, help="samples for each line of the closing table (0: none)")
-    g = p.add_argument_group("data (none of these: the toy world)")
-    g.add_argument("--text", action="append", metavar="PATH", help=".txt file or folder of them (repeatable)")
-    g.add_argument("--images", action="append", metavar="DIR", help="pictures with metadata.jsonl or .txt captions")
-    g.add_argument("--speech", action="append", metavar="DIR", help="metadata.csv and wavs/, or .txt transcripts")
-    g.add_argument("--kinds", type=lambda s: s.split(","), default=list(KINDS), help="of the toy world: a subset of "
-                   + ",".join(KINDS))
-    g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
-    g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
-    g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.3,image-text=0.4,speech-text=0.3"),
-                   help="share of the training tokens of each kind")
-    g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
-    g = p.add_argument_group("tokenizers")
-    g.add_argument("--keep-tokenizers", action="store_true", help="use those that the run folder has already")
-    g.add_argument("--vocab-size", type=int, default=512, help="byte pairs of the text tokenizer, bytes included")
-    g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
-    g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
-    g.add_argument("--patch", type=int, default=0, help="pixels along the side of an image token; 0: the most up to 8")
-    g.add_argument("--image-colours", type=int, default=3, help="tokens for the main colours of a picture")
-    g.add_argument("--image-levels", type=numbers, default=(5, 5, 5, 5), help="FSQ levels; their product is the codebook")
-    g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
-    g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
-    g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
-    g.add_argument("--image-seconds", type=float, default=45, help="training time of the image tokenizer")
-    g.add_argument("--speech-seconds", type=float, default=50, help="training time of the speech tokenizer")
-    g.add_argument("--image-steps", type=int, help="instead of --image-seconds")
-    g.add_argument("--speech-steps", type=int, help="instead of --speech-seconds")
-    g.add_argument("--tokenizer-items", type=int, default=6000, help="pictures or clips that tokenizers are trained on")
-    g = p.add_argument_group("diffusion")
-    g.add_argument("--schedule", default="linear", help="linear, cosine or poly:P")
-    g.add_argument("--weighting", type=weightings, default=weightings("text=bound,image-text=unweighted,speech-text=unweighted"),
-                   help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS)
-                   + "; one for all, or kind=name,... (bound for the rest)")
-    g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
-        "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
-    g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
-                   help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
-    g.add_argument("--modes", type=shares, help="how pairs are noised: shares of " + ", ".join(diffusion.PAIR_MODES),
-                   default=shares("joint=0.05,first|second=0.45,second|first=0.4,first=0.07,second=0.03"))
-    g.add_argument("--time-power", type=shares, default=shares("first|second=0.6,second|first=0.3"),
-                   help="mode=p: times of that mode are drawn as u^p, below 1 at higher mask rates (joint=1: none changed)")
-    g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
-    g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
-    g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")
-    g.add_argument("--optimizer", default="muon", choices=models.OPTIMIZERS, help="of the hidden matrices (the rest: AdamW)")
-    g.add_argument("--muon-lr", type=float, default=BASE["muon_lr"], help="Muon's learning rate: the spectral norm of a step")
-    g.add_argument("--weight-decay", type=float, default=BASE["weight_decay"], help="multiplied by lr, as in PyTorch")
-    g.add_argument("--gamma", type=float, default=0.44, help="token-horizon exponent of the batch rule")
-    g.add_argument("--warmup", type=float, default=0.05, help="share of the steps, at most 1000 steps")
-    g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
-    g.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: measured")
-    g.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: measured, if the run is long enough")
-    g.add_argument("--shape", type=json.loads, default={}, help='changes to the preset, as {"width": 128}')
-    g.add_argument("--log-every", type=int, default=10)
-    g.add_argument("--save-every", type=int, default=200)
-    g = p.add_argument_group("plan")
-    g.add_argument("--vocab", type=int, default=0, help="ids, for --plan")
-    g.add_argument("--tokens", type=float, default=0, help="token horizon, for --plan")
-    g.add_argument("--throughput", type=float, default=0, help="tokens a second, for the hours that --plan prints")
-    return p
-
-
-def check_flags(args):
-    """A DataError for a share whose name is none of those that the flag knows, or a rate that cannot train."""
-    if args.muon_lr <= 0:
-        raise DataError(f"--muon-lr {args.muon_lr:g}: must be above 0; --optimizer adamw trains without Muon")
-    terms = [f"{k}/{m}" for k, members in KINDS.items() for m in members]
-    for flag, known in (("modes", diffusion.PAIR_MODES), ("time_power", diffusion.PAIR_MODES), ("mix", KINDS),
-                        ("loss_weights", terms), ("weighting", KINDS)):
-        for name in getattr(args, flag):
-            if name not in known:
-                raise DataError(f"--{flag.replace('_', '-')}: no {name!r}; choose from {', '.join(known)}")
-    for name in args.weighting.values():
-        if name not in diffusion.WEIGHTINGS:
-            raise DataError(f"--weighting: no {name!r}; choose from {', '.join(diffusion.WEIGHTINGS)}")
-
-
-def plain(args):
-    return {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "debug", "device", "run")}
+def make_way(folder, args):
+    """Remove the run in folder if --overwrite allows it; its tokenizers stay with --keep-tokenizers."""
+    if (folder / "checkpoint.pt").exists() and not args.overwrite:
+        raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
+                         f"--run leaves it alone")
+    for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]):
+        (folder / old).unlink(missing_ok=True)
 
 
 def main():
-    args = parser().parse_args()
-    check_flags(args)
+    args = flags.parser(__doc__).parse_args()
+    flags.check(args)
     if args.plan:
         return plan(args)
-    began, folder = time.time(), Path(args.run)
+    clock, folder = prepare.Clock(BEGAN), Path(args.run)
+    clock("reading data")
     torch.set_float32_matmul_precision("high")
-    device = pick_device(args.device)
+    device = safe.pick_device(my_device(args.device))
+    if args.bench:
+        import bench
+        return bench.bench(args, device)
     if args.resume:
-        saved = read_json(folder / "config.json")
-        if saved is None or not (folder / "checkpoint.pt").exists():
-            raise DataError(f"--resume: {folder} holds no checkpoint: start with python train.py --run {folder}")
-        data.check_layout(saved["layout_version"], folder)
-        for name, value in saved["args"].items():
-            setattr(args, name, value)
-    sources = gather(args)
-    if not args.resume:                                   # flags and folders are fine: only now may an old run go
-        stale = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "film.html"]
-        if not args.keep_tokenizers:
-            stale += ["tokenizers.json", *(m.file for m in MODALITIES.values())]
-        for old in stale:
-            (folder / old).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    stream, rows, held = prepare(sources, args, folder, device)
-    np.savez(folder / "validation.npz", **held)
-    train(args, folder, stream, rows, device, args.resume)
-    print(f"{(time.time() - began) / 60:.1f} minutes so far", flush=True)
+        flags.settings_of(folder, args)
+    if world_size() > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    sources = prepare.gather(args)
+    if rank() == 0:
+        if not args.resume:                               # flags and folders are fine: only now may an old run go
+            make_way(folder, args)
+            write_json(folder / "config.json", {"layout_version": data.LAYOUT_VERSION, "args": flags.plain(args)})
+        stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
+        safe.write_arrays(folder / "validation.npz", **held)
+    if world_size() > 1:
+        torch.distributed.barrier()
+        if rank() > 0:                                    # reads what the first has made
+            stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
+    clock("training")
+    train(args, folder, stream, rows, device)
+    if world_size() > 1:
+        torch.distributed.destroy_process_group()
+    if rank() > 0:
+        return
+    print(clock.line(), flush=True)
+    clock("scoring")
+    import page
     import sample
+    import score
     run = sample.load_run(folder, device)
     if args.score_n:
-        scores = sample.score(run, args.score_n)
+        scores = score.score(run, args.score_n)
         write_json(folder / "scores.json", scores)
-        print(sample.table(scores))
-    print(f"film page: {sample.film_page(run)}")
-    print(f"{(time.time() - began) / 60:.1f} minutes in all")
+        print(score.table(scores))
+    clock("page")
+    print(f"page: {page.write(folder, run)}")
+    clock("end")
+    write_json(folder / "seconds.json", clock.seconds)
+    print(f"{clock.line()}; {sum(clock.seconds.values()) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, ValueError, KeyboardInterrupt) as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.exit(f"train.py: {'stopped' if isinstance(error, KeyboardInterrupt) else error}")
+    safe.cli(main, "train.py")

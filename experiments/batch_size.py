@@ -1,13 +1,15 @@
 """Is the batch size still a hyper-parameter once the optimizer's settings follow it?
 
 Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the settings follow the SDE
-rule, if nothing follows, and if the learning rate alone follows (as the square root, linearly)? And what does the
+rule (with and without gradient clipping), if nothing follows, and if the learning rate alone follows (as the square root,
+linearly)? And what does the
 exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
-Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 750,000 tokens, base batch of 16 rows
-(1536 tokens), learning rate tuned there once, batches from 1/8 to 16 times the base, two seeds.
-On two cores about 16 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
+Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 3,000,000 tokens, base batch of 16 rows
+(1536 tokens); learning rate, betas, weight decay and the embeddings' rate tuned there once (GRID, one after the other, seed 0),
+then batches from 1/8 to 16 times the base, two seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
+On two cores about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
 """
 import argparse
 
@@ -17,59 +19,65 @@ import common
 from common import train
 
 SHAPE = dict(width=64, depth=2, head_dim=32, base_width=64, base_depth=2)
-ROWS, TOKENS, SEEDS = 16, 750_000, (0, 1)
+ROWS, TOKENS, SEEDS = 16, 3_000_000, (0, 1)
 RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
-RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7))
 FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay")
-
-
-def base(lr, tokens):
-    return {**train.BASE, "batch": ROWS * common.LENGTH, "tokens": tokens, "lr": lr}
+GRID = ([dict(lr=2.0 ** -k) for k in (11, 10, 9, 8)],
+        [dict(beta1=a, beta2=b) for a, b in ((0.9, 0.98), (0.8, 0.9), (0.6, 0.8), (0.9, 0.95))],
+        [dict(rates=dict(embedding=x)) for x in (1.0, 0.3, 0.1)],
+        [dict(weight_decay=w) for w in (0.1, 0.3, 1.0)],
+        [dict(lr=2.0 ** -k) for k in (11, 10, 9, 8)])
 
 
 def settings(arm, ratio, b):
     """AdamW's settings of an arm at `ratio` times the base batch, same tokens."""
-    if arm == "rule":
+    if arm.startswith("rule"):
         rule = train.batch_rule(ratio * b["batch"], b["tokens"], b)
-        return {k: rule[k] for k in FIELDS}
+        return {**{k: rule[k] for k in FIELDS}, **({} if arm == "rule" else {"clip": 1e9})}
     factor = {"nothing": 1.0, "lr x sqrt": ratio ** 0.5, "lr x linear": ratio}[arm]
     return {**{k: b[k] for k in FIELDS}, "lr": b["lr"] * factor}
 
 
-ARMS = ("rule", "nothing", "lr x sqrt", "lr x linear")
+ARMS = ("rule", "rule, no clipping", "nothing", "lr x sqrt", "lr x linear")  # no rule scales the clipping of gradients
 
 
-def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, rates=RATES, workers=None):
-    run = lambda configs: common.run_all(folder / "batch_size-runs.json", configs, workers)
-    c = lambda b, rows, tokens, seed: {**SHAPE, **{k: b[k] for k in FIELDS}, "batch": rows, "tokens": tokens, "seed": seed}
-    # 1. tune the learning rate once, at the base
-    tuned = run([c(base(lr, tokens), ROWS, tokens, seeds[0]) for lr in rates])
-    lr = rates[int(np.argmin([r["bound"] or np.inf for r in tuned]))]
-    b = base(lr, tokens)
+def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, grid=GRID, workers=None):
+    path = folder / "batch_size-runs.json"
+    run = lambda configs: common.run_all(path, configs, workers)
+    # 1. tune once, at the base; and once more at a quarter of the tokens, for gamma
+    start = {**SHAPE, **{k: train.BASE[k] for k in FIELDS}, "batch": ROWS, "seed": seeds[0]}
+    tuned, tried, bases = {}, {}, {}
+    for horizon in (tokens // 4, tokens):
+        tuned[horizon], tried[horizon] = common.tune(path, {**start, "tokens": horizon}, grid, workers)
+        bases[horizon] = {**train.BASE, **{k: tuned[horizon][k] for k in FIELDS}, "batch": ROWS * common.LENGTH, "tokens": horizon}
+    b = bases[tokens]
+    c = lambda horizon, settings, rows, seed: {**tuned[horizon], **settings, "batch": rows, "tokens": tokens, "seed": seed}
     # 2. the arms
     cells = [(arm, ratio) for arm in ARMS for ratio in ratios]
-    results = run([c({**b, **settings(arm, ratio, b)}, round(ROWS * ratio), tokens, seed) for arm, ratio in cells for seed in seeds])
+    results = run([c(tokens, settings(arm, ratio, b), round(ROWS * ratio), seed) for arm, ratio in cells for seed in seeds])
     grouped = [results[i * len(seeds):(i + 1) * len(seeds)] for i in range(len(cells))]
     arms = {arm: [] for arm in ARMS}
     for (arm, ratio), mine in zip(cells, grouped):
         bound, error = common.mean_and_error(mine)
         arms[arm].append(dict(ratio=ratio, rows=round(ROWS * ratio), steps=mine[0]["steps"], bound=bound, stderr=error))
-    # 3. four times the tokens: what gamma does
+    # 3. settings tuned at a quarter of the tokens, carried to all of them: what gamma does
     longer = []
     for gamma in (0.0, 0.44, 1.0):
-        rule = train.batch_rule(b["batch"], 4 * tokens, b, gamma)
-        mine = run([c({**b, **{k: rule[k] for k in FIELDS}}, ROWS, 4 * tokens, seed) for seed in seeds])
+        rule = train.batch_rule(b["batch"], tokens, bases[tokens // 4], gamma)
+        mine = run([c(tokens // 4, {k: rule[k] for k in FIELDS}, ROWS, seed) for seed in seeds])
         bound, error = common.mean_and_error(mine)
         longer.append(dict(gamma=gamma, kappa=rule["kappa"], lr=rule["lr"], bound=bound, stderr=error))
-    flat = [p for p in arms["rule"] if p["bound"] <= 1.02 * min(q["bound"] for q in arms["rule"])]
-    s_crit = min(p["steps"] for p in flat)
+    tuned_bound = next(p["bound"] for p in arms["rule"] if p["ratio"] == 1)
+    inside = [p for p in arms["rule"] if p["bound"] <= 1.02 * tuned_bound]          # no worse than where it was tuned
+    s_crit = min(p["steps"] for p in inside)
     spread = {}
     for arm in ARMS:  # over the batches that leave at least S_crit steps
-        inside = [p["bound"] for p in arms[arm] if p["steps"] >= s_crit]
-        spread[arm] = max(inside) / min(inside) - 1
-    return dict(lr=lr, tuning=[dict(lr=r, bound=t["bound"]) for r, t in zip(rates, tuned)], tokens=tokens, seeds=len(seeds),
-                base_rows=ROWS, length=common.LENGTH, arms=arms, gamma=longer, s_crit=s_crit, spread_up_to_crit=spread,
-                range_up_to_crit=max(p["ratio"] for p in flat) / min(p["ratio"] for p in flat))
+        bounds = [p["bound"] for p in arms[arm] if p["steps"] >= s_crit]
+        spread[arm] = max(bounds) / min(bounds) - 1
+    return dict(tuned=tuned[tokens], tuned_at_a_quarter=tuned[tokens // 4], tuning=tried[tokens],
+                tuning_at_a_quarter=tried[tokens // 4], tokens=tokens, seeds=len(seeds), base_rows=ROWS, length=common.LENGTH,
+                arms=arms, gamma=longer, s_crit=s_crit, spread_up_to_crit=spread,
+                range_up_to_crit=max(p["ratio"] for p in inside) / min(p["ratio"] for p in inside))
 
 
 def draw(result):
@@ -83,11 +91,11 @@ def draw(result):
     best = min(p["bound"] - p["stderr"] for points in result["arms"].values() for p in points)
     left.set_xscale("log", base=2)
     left.set(xlabel="rows a step", ylabel="bound, nats a token", ylim=(0.97 * best, 1.9 * best),
-             title=f"{result['tokens'] / 1e6:.2g}M tokens, lr tuned at {result['base_rows']} rows")
+             title=f"{result['tokens'] / 1e6:.2g}M tokens, tuned at {result['base_rows']} rows")
     left.legend(fontsize=7)
     right.errorbar([p["gamma"] for p in result["gamma"]], [p["bound"] for p in result["gamma"]],
                    [p["stderr"] for p in result["gamma"]], marker="o", ms=4, lw=1)
-    right.set(xlabel="gamma", ylabel="bound, nats a token", title="four times the tokens, base batch")
+    right.set(xlabel="gamma", ylabel="bound, nats a token", title="tuned at a quarter of the tokens, base batch")
     return figure
 
 
@@ -95,14 +103,15 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((40_000, (0,), (1 / 2, 1, 4), RATES[2:4]) if quick else ()))
-    print(f"learning rate tuned at the base: {result['lr']:.5f}")
+    result = study(common.results_folder(quick), *((40_000, (0,), (1 / 2, 1, 4), GRID[:1]) if quick else ()))
+    for name in ("tuned", "tuned_at_a_quarter"):
+        print(name + ":", {k: v for k, v in result[name].items() if k in FIELDS + ("rates",)})
     for arm, points in result["arms"].items():
-        print(f"{arm:12}", "  ".join(f"{p['rows']:4d} rows {p['bound']:.4f} ± {p['stderr']:.4f}" for p in points))
+        print(f"{arm:17}", "  ".join(f"{p['rows']:4d} rows {p['bound']:.4f} ± {p['stderr']:.4f}" for p in points))
     print("spread up to B_crit:", {arm: f"{100 * s:.1f}%" for arm, s in result["spread_up_to_crit"].items()},
           f"over a {result['range_up_to_crit']:.0f}-fold range, S_crit {result['s_crit']}")
     for p in result["gamma"]:
-        print(f"four times the tokens, gamma {p['gamma']:.2f}: {p['bound']:.4f} ± {p['stderr']:.4f}")
+        print(f"tuned at a quarter of the tokens, gamma {p['gamma']:.2f}: {p['bound']:.4f} ± {p['stderr']:.4f}")
     if not quick:
         common.finish("batch_size", result, draw(result))
 

@@ -1,6 +1,6 @@
 """What the studies share: a small set-up, runs that are kept and resumed one by one, and bounds with standard errors.
 
-The set-up: the toy world's passages (`toyworld.passages`, 10,000 of them, a byte-pair vocabulary trained on them, rows of
+The set-up: the toy world's passages (`toyworld.passages`, 30,000 of them, a byte-pair vocabulary trained on them, rows of
 96 tokens) and a small network. A run is a pure function of its configuration, so a result
 that is in the JSON file already is not computed again (delete the file after a change of the code). Figures are those of
 the last weights, not of their average: the studies compare optimizers, and an average would hide what they do.
@@ -8,6 +8,7 @@ the last weights, not of their average: the studies compare optimizers, and an a
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -24,13 +25,15 @@ sys.path.insert(0, str(HERE.parent))
 import data  # noqa: E402
 import diffusion  # noqa: E402
 import model as models  # noqa: E402
+import safe  # noqa: E402
 import train  # noqa: E402
 
 LENGTH = 96  # tokens a row
+COMPILE_FROM = 500_000  # tokens of a run from which on the compiler's ten seconds are won back
 
 
 @functools.lru_cache(maxsize=1)
-def passages(count=10_000, held=256):
+def passages(count=30_000, held=256):
     """(Stream, training rows, held-out rows) of the toy world's passages. A few seconds."""
     import toyworld
     from tokenizers import text
@@ -56,11 +59,24 @@ def held_out_bound(net, stream, rows, rounds=4):
     return float(ratio), float(spread)
 
 
+def compiled(net, batch):
+    """The trunk compiled for batches of this shape; as it is where there is no compiler."""
+    torch._dynamo.reset()                            # every run of a worker has a network and a shape of its own
+    trunk = torch.compile(net.trunk, dynamic=False)
+    try:
+        trunk(batch["x"], batch["place"], batch["doc"]).sum().backward()
+    except Exception:  # whatever a missing or broken compiler raises, the eager trunk does the same
+        trunk = net.trunk
+    net.zero_grad(set_to_none=True)
+    return trunk
+
+
 def fit(c):
     """Train one configuration and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
 
-    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; and the settings of AdamW as they are
-    used (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before.
+    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of AdamW as they are used
+    (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before; and, if there, "rates": factors
+    {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates, and "clip": largest gradient norm (1).
     """
     torch.set_num_threads(1)
     stream, rows, held = passages()
@@ -70,12 +86,15 @@ def fit(c):
     args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting={"text": "bound"})
     optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
                                   betas=(c["beta1"], c["beta2"]), fused=True)
-    base, parameters = [g["lr"] for g in optimizer.param_groups], list(net.parameters())
+    base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in optimizer.param_groups]
+    trunk, parameters = net.trunk, list(net.parameters())
+    if c["tokens"] >= COMPILE_FROM:
+        trunk = compiled(net, train.noised(batches, 0, args, diffusion.schedule("linear"))["text"])
     steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
     for step in range(steps):
         batch = train.noised(batches, step, args, diffusion.schedule("linear"))
-        train.backward(net, net.trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        train.backward(net, trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
         if not np.isfinite(float(norm)):
             return {"bound": None, "stderr": None, "steps": steps}
         for group, lr in zip(optimizer.param_groups, base):
@@ -91,21 +110,38 @@ def results_folder(quick=False):
     return Path(tempfile.mkdtemp()) if quick else HERE / "results"
 
 
+@functools.lru_cache(maxsize=1)
+def pool(workers):
+    """Worker processes, kept: each makes the data once."""
+    import multiprocessing
+    return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+
+
 def run_all(path, configs, workers=None):
     """Results of all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
     path.parent.mkdir(exist_ok=True)
-    done, key = train.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
+    done, key = safe.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
     missing = {key(c): c for c in configs if key(c) not in done}
     if missing:
-        import multiprocessing
         from tqdm import tqdm
-        with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            # the longest first, so that no core waits at the end
-            jobs = {pool.submit(fit, c): k for k, c in sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])}
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
-                done[jobs[job]] = job.result()
-                train.write_json(path, done)
+        # the longest first, so that no core waits at the end
+        order = sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])
+        jobs = {pool(workers).submit(fit, c): k for k, c in order}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
+            done[jobs[job]] = job.result()
+            safe.write_json(path, done)
     return [done[key(c)] for c in configs]
+
+
+def tune(path, c, grid, workers=None):
+    """Coordinate descent: for each list of `grid` (of dicts of settings) the best of them goes into c. Returns c, what was tried."""
+    tried = []
+    for settings in grid:
+        results = run_all(path, [{**c, **s} for s in settings], workers)
+        best = min(range(len(settings)), key=lambda i: math.inf if results[i]["bound"] is None else results[i]["bound"])
+        tried += [dict(settings=s, bound=r["bound"], kept=i == best) for i, (s, r) in enumerate(zip(settings, results))]
+        c = {**c, **settings[best]}
+    return c, tried
 
 
 def mean_and_error(results):
@@ -127,7 +163,7 @@ def figure(columns, **size):
 
 def finish(name, result, drawing=None):
     """Write results/NAME.json and, if there is a drawing, results/NAME.png."""
-    train.write_json(HERE / "results" / f"{name}.json", {"script": f"experiments/{name}.py", "torch": torch.__version__, **result})
+    safe.write_json(HERE / "results" / f"{name}.json", {"script": f"experiments/{name}.py", "torch": torch.__version__, **result})
     if drawing:
         drawing.tight_layout()
         drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import common
-from common import torch, train
+from common import safe, torch
 import sample
+import score
 import toyworld
 
 SEED = 77_777
@@ -47,27 +48,27 @@ def measure(run, task, cells, changes, repeats=8):
     values = np.concatenate(values)
     first = next(iter(cells.values()))[0][:8]
     made = sample.generate(run, task, [p for p in first for _ in range(repeats)], seed=SEED + 1, **changes)
-    mean, error = sample.mean_and_error(values)
+    mean, error = score.mean_and_error(values)
     return {"right": mean, "stderr": error, "n": len(values), "nfe": float(np.mean(nfe)), "ms": 1000 * seconds / len(values),
-            **{k: v for k, v in sample.diversity(made.ids, repeats).items() if k in ("distinct", "entropy")}}
+            **{k: v for k, v in score.diversity(made.ids, repeats).items() if k in ("distinct", "entropy")}}
 
 
 def true_variety(run, repeats=8):
     """diversity() of the world's own pictures of one scene, as tokens: what a perfect sampler of the data would have."""
     scenes = [s for s in toyworld.scenes(8, SEED, "seen", 1) for _ in range(repeats)]
-    return sample.diversity(np.stack(sample.encode(run, "image", list(toyworld.draw(scenes, SEED)))), repeats)
+    return score.diversity(np.stack(sample.encode(run, "image", list(toyworld.draw(scenes, SEED)))), repeats)
 
 
 def study(run, n, grid):
     path = run.folder / "sampling.json"
     torch.set_num_threads(os.cpu_count())  # common.py asked for one
     weights = hashlib.sha256((run.folder / "checkpoint.pt").read_bytes()).hexdigest()
-    done = train.read_json(path, {})
+    done = safe.read_json(path, {})
     if done.get("weights") != weights:
         done = {"weights": weights}
     if any(run.config["args"][k] for k in ("text", "images", "speech")):
         raise SystemExit(f"sampling.py: {run.folder} was trained on other data than the toy world, which has no judge")
-    cells, table = sample.toy_cells(n, SEED), {}
+    cells, table = score.toy_cells(n, SEED), {}
     for task, settings in grid.items():
         if sample.TASKS[task][0] not in run.stream.slots:
             continue
@@ -75,7 +76,7 @@ def study(run, n, grid):
             key = json.dumps([task, n, SEED, sample.settings_for(task, **changes)], sort_keys=True)
             if key not in done:
                 done[key] = measure(run, task, cells[task], changes)
-                train.write_json(path, done)
+                safe.write_json(path, done)
             name = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items()) or "default"
             table.setdefault(task, {})[name] = r = done[key]
             print(f"{task:15} {name:40} {100 * r['right']:5.1f} ± {100 * r['stderr']:.1f}%  {100 * r['distinct']:3.0f}% distinct "

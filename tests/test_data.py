@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import data
+import readers
 import model as models
 from data import MASK, PAD
 
@@ -124,16 +125,16 @@ def write_pictures(folder, count=4):
 def test_reading_an_image_folder(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"p{i}.png", "text": f"grey {i}"}) + "\n" for i in range(4)))
-    source = data.read_images(tmp_path, 8, 3)
+    source = readers.read_images(tmp_path, 8, 3)
     assert source.texts == [f"grey {i}" for i in range(4)] and source.load([2])[0].shape == (8, 8, 3)
     assert source.load([2])[0][0, 0].tolist() == [20, 20, 20]
-    assert data.picture_format(tmp_path / "p0.png") == (8, 3)
+    assert readers.picture_format(tmp_path) == (8, 3)
     (tmp_path / "metadata.jsonl").unlink()
-    with pytest.raises(data.DataError, match="item 1"):
-        data.read_images(tmp_path, 8, 3)
+    with pytest.raises(data.DataError, match="4 of 4 items .*p0.txt is missing"):
+        readers.read_images(tmp_path, 8, 3)
     for i in range(4):
         (tmp_path / f"p{i}.txt").write_text(f"colour {i}")
-    assert data.read_images(tmp_path, 8, 1).texts == [f"colour {i}" for i in range(4)]
+    assert readers.read_images(tmp_path, 8, 1).texts == [f"colour {i}" for i in range(4)]
 
 
 def test_reading_speech_resamples_and_mixes_down(tmp_path):
@@ -143,32 +144,32 @@ def test_reading_speech_resamples_and_mixes_down(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 440 * t)
     soundfile.write(tmp_path / "wavs" / "a.wav", np.stack((tone, tone), 1), 8000)
     (tmp_path / "metadata.csv").write_text("a|a tone|a tone\n")
-    source = data.read_speech(tmp_path)
+    source = readers.read_speech(tmp_path)
     wave = source.load([0])[0]
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert source.texts == ["a tone"] and wave.dtype == np.float32 and len(wave) == 16000
     assert np.abs(wave - want)[500:-500].max() < 1e-3
     (tmp_path / "metadata.csv").write_text("b|missing\n")
-    with pytest.raises(data.DataError, match="item 1"):
-        data.read_speech(tmp_path)
+    with pytest.raises(data.DataError, match="b: no such file in wavs"):
+        readers.read_speech(tmp_path)
 
 
 def test_reading_text(tmp_path):
     (tmp_path / "a.txt").write_text("Zwölf", encoding="utf-8")
     (tmp_path / "b.txt").write_text("two")
-    assert data.read_text(tmp_path).texts == ["Zwölf", "two"]
-    assert data.read_text(tmp_path / "b.txt").texts == ["two"]
+    assert readers.read_text(tmp_path).texts == ["Zwölf", "two"]
+    assert readers.read_text(tmp_path / "b.txt").texts == ["two"]
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(data.DataError, match="b.txt"):
-        data.read_text(tmp_path)
+        readers.read_text(tmp_path)
 
 
 def test_held_out_items_are_apart_and_long_texts_are_cut():
-    source = data.Source("image-text", "x", [str(i) for i in range(1000)], lambda at: at, "k")
-    _, train, held = data.held_out(source)
+    source = readers.Source("image-text", "x", [str(i) for i in range(1000)], lambda at: at, "k")
+    _, train, held = readers.held_out(source)
     assert sorted([*train, *held]) == list(range(1000)) and len(held) == 50
-    text = data.Source("text", "x", ["abcdefghij" * 10], None, "k")
-    cut, train, held = data.held_out(text)
+    text = readers.Source("text", "x", ["abcdefghij" * 10], None, "k")
+    cut, train, held = readers.held_out(text)
     assert [len(cut.texts[i]) for i in (*train, *held)] == [90, 10]
 
 
@@ -182,17 +183,17 @@ class Letters:
 
 
 def test_cache_is_read_back_and_follows_the_content(tmp_path):
-    source = data.Source("text", "x", ["abc", "de"], None, "key1")
+    source = readers.Source("text", "x", ["abc", "de"], None, "key1")
     first = data.cached_codes(source, {"text": Letters()}, tmp_path)
     again = data.cached_codes(source, {"text": Letters()}, tmp_path)
     assert Letters.calls == 1 and again[0][0].tolist() == [0, 1, 2, 3, 4] and again[0][1].tolist() == [0, 3, 5]
     assert isinstance(again[0][0], np.memmap) and first[0][0].tolist() == again[0][0].tolist()
-    data.cached_codes(data.Source("text", "x", ["abc", "xy"], None, "key2"), {"text": Letters()}, tmp_path)
+    data.cached_codes(readers.Source("text", "x", ["abc", "xy"], None, "key2"), {"text": Letters()}, tmp_path)
     assert Letters.calls == 2 and not list(tmp_path.glob("*.tmp*"))
 
 
 def test_rows_from_the_cache_are_split_by_key(tmp_path, stream):
-    codes = data.cached_codes(data.Source("text", "x", ["abc", "de", "fgh"], None, "k"), {"text": Letters()}, tmp_path)
+    codes = data.cached_codes(readers.Source("text", "x", ["abc", "de", "fgh"], None, "k"), {"text": Letters()}, tmp_path)
     train = data.make_rows(stream, "text", codes, [0, 1], tmp_path, "k-train")
     held = data.make_rows(stream, "text", codes, [2], tmp_path, "k-held")
     assert train.dtype == np.uint16 and (train != PAD).sum() > (held != PAD).sum()

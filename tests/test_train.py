@@ -11,8 +11,10 @@ import torch
 
 import data
 import diffusion
+import flags
 import model as models
 import sample
+import score
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,8 +46,8 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def options(*flags):
-    return train.parser().parse_args(list(flags))
+def options(*given):
+    return flags.parser().parse_args(list(given))
 
 
 def toy_stream():
@@ -128,7 +130,7 @@ def trained(tmp_path_factory):
 def test_end_to_end(trained):
     folder, done = trained
     assert {f.name for f in folder.iterdir()} >= {"config.json", "checkpoint.pt", "text.json", "image.pt", "speech.pt", "log.jsonl",
-                                                  "film.html", "scores.json", "validation.npz"}
+                                                  "index.html", "scores.json", "validation.npz"}
     scores = json.loads((folder / "scores.json").read_text())
     assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "bound"}
     for task, result in scores.items():
@@ -138,8 +140,8 @@ def test_end_to_end(trained):
     assert all(s["diversity"]["entropy"] > 0 for s in scores.values() if "diversity" in s)
     assert len(scores["bound"]) == 7 and all(0 < b["nats_per_token"] < 20 for b in scores["bound"].values())
     assert "text-to-image" in done.stdout and not list(folder.rglob("*.tmp"))
-    page = (folder / "film.html").read_text(encoding="utf-8")
-    assert page.count("<h2>") == 10 and "data:audio/wav" in page and "://" not in page  # base64 has no colon
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 10 + 3 and "data:audio/wav" in page and "://" not in page  # base64 has no colon; 3: scores and settings
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == [0, 2, 4, 5]
 
@@ -170,9 +172,7 @@ def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path):
               "    if step == 4: raise KeyboardInterrupt\n"
               "    return real(step, *a)\n"
               "train.lr_factor = stop; sys.argv = ['train.py', *sys.argv[1:]]; train.main()")
-    for f in ("image.pt", "speech.pt", "text.json"):
-        shutil.copy(folder / f, tmp_path / f)
-    broken = run("-c", script, "--run", folder, "--steps", "6", "--save-every", "3", *TINY, check=False)
+    broken = run("-c", script, "--run", folder, "--overwrite", "--steps", "6", "--save-every", "3", *TINY, check=False)
     assert broken.returncode != 0 and torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
     run("train.py", "--resume", "--run", folder)
     a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (whole, folder))
@@ -208,7 +208,7 @@ def test_sampling_is_a_function_of_the_seed(trained):
 def test_diversity_by_hand():
     """Four samples of one prompt, (1/2, 1/4, 1/4) at one position; then four equal ones."""
     ids = np.array([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
-    one, both = sample.diversity(ids[:4], 4), sample.diversity(ids, 4)
+    one, both = score.diversity(ids[:4], 4), score.diversity(ids, 4)
     assert one["distinct"] == 0.75 and one["entropy"] == pytest.approx(1.5 * np.log(2))
     assert both["distinct"] == (0.75 + 0.25) / 2 and both["entropy"] == pytest.approx(0.75 * np.log(2))
 
@@ -284,7 +284,7 @@ def test_own_data_trains_and_is_scored(tmp_path):
 def test_errors_are_one_line(tmp_path):
     for command, word in ((("train.py", "--text", tmp_path / "none.txt"), "none.txt"),
                           (("train.py", "--images", tmp_path), "metadata.jsonl"),
-                          (("train.py", "--resume", "--run", tmp_path / "none"), "no checkpoint"),
+                          (("train.py", "--resume", "--run", tmp_path / "none"), "holds no run"),
                           (("train.py", "--device", "abacus"), "--device"),
                           (("train.py", "--modes", "jont=1"), "--modes"),
                           (("train.py", "--muon-lr", "0"), "--muon-lr"),

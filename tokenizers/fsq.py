@@ -8,13 +8,14 @@ straight through the rounding.
 import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import asdict
 
 import numpy as np
 import torch
 from tqdm import tqdm
+
+import safe
 
 
 def bound(z, levels):
@@ -133,12 +134,11 @@ class Codec:
         """Write config and weights to path (.pt), whole or not at all."""
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
         saved = {"kind": self.kind, "config": asdict(self.config), "steps": self.steps, "weights": weights}
-        torch.save(saved, f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+        safe.save(path, saved)
 
     @classmethod
     def load(cls, path, config_type, net_type, device="cpu"):
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = safe.load(path)
         if not isinstance(saved, dict) or saved.get("kind") != cls.kind:
             raise ValueError(f"{path} is not an {cls.kind} tokenizer of ours; train one with {cls.kind}.train")
         config = config_type(**saved["config"])

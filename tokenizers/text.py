@@ -24,6 +24,8 @@ import numpy as np
 import tiktoken
 from tqdm import tqdm
 
+import safe
+
 # Words: a run of letters with the space or apostrophe before it; up to 3 digits; a run of other marks; blanks, of
 # which the last is left to the next word. Means the same to Python's re and to tiktoken, and leaves no character out.
 PATTERN = r"[ ']?[^\W\d_]+| ?\d{1,3}| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
@@ -110,8 +112,7 @@ def from_tiktoken(encoding):
 
 def load(path):
     """The tokenizer that Tokenizer.save wrote to path (.json)."""
-    with open(path, encoding="utf-8") as file:
-        saved = json.load(file)
+    saved = safe.read_json(path, {})
     if saved.get("kind") != "text":
         raise ValueError(f"{path} is not a text tokenizer of ours; train one with text.train")
     return Tokenizer([t.encode("latin-1") for t in saved["tokens"]], saved["pattern"], saved["encoding"])
@@ -183,9 +184,7 @@ class Tokenizer:
 
     def save(self, path):
         """Write to path (.json) whole or not at all."""
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            json.dump(self.saved, file, indent=0)
-        os.replace(f"{path}.tmp", path)
+        safe.write_text(path, json.dumps(self.saved, indent=0))
 
     def report(self, samples):
         """Figures on samples; bytes_per_token of the baseline (one token a byte) is 1."""

@@ -1,0 +1,206 @@
+"""Scores of a run: judged samples of every task, their diversity, and the bound on held-out data.
+
+    python sample.py score --n 200 --json scores.json
+"""
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import diffusion
+import safe
+from data import KINDS, MASK, MODALITIES
+from sample import TASKS, decode, fill, generate, holes, members_of, settings_for
+
+def mean_and_error(values):
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    return (float(values.mean()), float(values.std() / max(1, len(values)) ** 0.5)) if len(values) else (None, None)
+
+
+def toy_cells(n, seed):
+    """The toy world's questions and answer keys: {task: {cell: (prompts, judge of the outputs)}}."""
+    import toyworld
+    cells = {t: {} for t in ("text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "text")}
+    for i, split in enumerate(("seen", "unseen")):
+        for j, (name, things) in enumerate((("one thing", 1), ("two things", 2))):
+            scenes = toyworld.scenes(n, seed + 10 * i + j, split, things)
+            cells["text-to-image"][f"{split}, {name}"] = (
+                [toyworld.caption(s) for s in scenes],
+                lambda out, s=scenes: toyworld.judge_scenes(toyworld.read_pictures(np.stack(out["image"])), s))
+            cells["image-to-text"][f"{split}, {name}"] = (
+                list(toyworld.draw(scenes, seed + 10 * i + j)),
+                lambda out, s=scenes: toyworld.judge_scenes([toyworld.parse_caption(t) for t in out["text"]], s))
+        phrases = toyworld.phrases(n, seed + 10 * i, split)
+        cells["text-to-speech"][split] = (phrases, lambda out, p=phrases: words(
+            toyworld, toyworld.read_speech(out["speech"]), p))
+        cells["speech-to-text"][split] = (toyworld.speak(phrases, seed + 10 * i),
+                                          lambda out, p=phrases: words(toyworld, out["text"], p))
+    cells["text"]["passages"] = ([None] * n, lambda out: {
+        "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
+        "distinct": np.full(n, len(set(out["text"])) / n)})
+    return cells
+
+
+def words(world, texts, wanted):
+    right = world.words_right(texts, wanted)
+    return {"all": right, "whole phrase": right == 1}
+
+
+def own_cells(run, n):
+    """One's own data has no judge: captions and transcripts of held-out items are compared with the real ones."""
+    cells, held = {}, safe.read_arrays(run.folder / "validation.npz")
+    for task, (kind, targets) in TASKS.items():
+        if targets == ("text",) and kind in run.stream.slots and len(KINDS[kind]) > 1:
+            ids = held[kind][:n].astype(np.int64)
+            truth = decode(run, "text", members_of(run, kind, ids)["text"])
+            cells[task] = {"held out": (ids, lambda out, t=truth: {
+                "all": np.array([word_accuracy(a, b) for a, b in zip(out["text"], t)]),
+                "exact": np.array([a == b for a, b in zip(out["text"], t)])})}
+    return cells
+
+
+def word_accuracy(text, wanted):
+    """1 - word edit distance / number of wanted words, at least 0."""
+    a, b = text.split(), wanted.split()
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row, last = [i], row
+        for j, y in enumerate(b, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (x != y)))
+    return max(0.0, 1 - row[-1] / max(1, len(b)))
+
+
+def answers(run, task, prompts, seed):
+    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens."""
+    if not isinstance(prompts, np.ndarray):
+        return generate(run, task, prompts, seed=seed)
+    kind, targets = TASKS[task]
+    ids = prompts
+    for modality in targets:
+        ids = holes(run, kind, ids, modality, np.ones(10**5, bool))
+    return fill(run, kind, ids, condition=[m for m in KINDS[kind] if m not in targets], seed=seed, **settings_for(task))
+
+
+def diversity(ids, repeats):
+    """Rows ids (P * repeats, L), the samples of one prompt one after another -> how much they differ.
+
+    distinct: share of different rows among the samples of a prompt (1 / repeats: all alike). entropy: nats, summed over
+    positions, of the tokens that these samples have there (at most ln(repeats) each). Means over prompts.
+    """
+    groups = ids.reshape(-1, repeats, ids.shape[1])                                                  # (P, R, L)
+    alike = (groups[:, :, None] == groups[:, None]).sum(2)                                           # (P, R, L)
+    distinct = np.mean([len(np.unique(g, axis=0)) / repeats for g in groups])
+    return {"prompts": len(groups), "samples": repeats, "distinct": float(distinct),
+            "entropy": float(np.log(repeats / alike).mean(1).sum(1).mean())}
+
+
+def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
+    """Judge fresh samples of every task, n a cell, and estimate the bound. See README for the JSON's fields."""
+    toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
+    out = {}
+    for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items():
+        kind, targets = TASKS[task]
+        if kind not in run.stream.slots:
+            continue
+        result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
+        for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
+            made = answers(run, task, prompts, seed)
+            verdict = judge(made.outputs)
+            cell = {"n": len(prompts)}
+            for attribute, values in verdict.items():
+                mean, error = mean_and_error(values)
+                if mean is not None:
+                    cell[attribute], cell[f"{attribute}_stderr"] = mean, error
+            result["cells"][name] = cell
+            result["n"] += len(prompts)
+            result["nfe"] += made.nfe * len(prompts)
+            result["seconds"] += made.seconds
+        result["nfe"] /= result["n"]
+        pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
+        total = sum(c["n"] for c in pooled)
+        result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
+        result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
+        out[task] = result
+        if settings_for(task)["temperature"] == 0:                            # one answer to one prompt
+            continue
+        first = next(iter(cells.values()))[0][:8]
+        again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
+        result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
+    out["bound"] = bounds(run, bound_rows)
+    return out
+
+
+def units_of(run, modality, codes):
+    """How many characters, pixel-channels or seconds the codes of one item stand for."""
+    if modality == "text":
+        return len(run.tokenizers["text"].decode([codes])[0])
+    config = run.tokenizers[modality].config
+    if modality == "image":
+        return config.height * config.width * config.channels
+    return len(codes) / config.groups * config.step / config.sample_rate
+
+
+@torch.inference_mode()
+def bounds(run, rows=256, rounds=4, seed=11):
+    """The bound on held-out rows by kind and direction: nats and bits a token and a unit, with standard errors."""
+    out, held = {}, safe.read_arrays(run.folder / "validation.npz")
+    for kind in run.stream.slots:
+        ids = held[kind][:rows].astype(np.int64)
+        directions = {"joint": KINDS[kind]} if len(KINDS[kind]) > 1 else {}
+        for modality in KINDS[kind]:
+            rest = [m for m in KINDS[kind] if m != modality]
+            directions[modality + (f" given {rest[0]}" if rest else "")] = (modality,)
+        for name, members in directions.items():
+            nats = []
+            for i in range(0, len(ids), 64):
+                part = run.stream.describe(kind, ids[i:i + 64])
+                noisy = np.isin(part.member, [KINDS[kind].index(m) for m in members])
+                nats.append(diffusion.bound(run.logits(part), run.on(part.ids), run.on(noisy), run.on(part.low),
+                                            run.on(part.high), MASK, data.rng(seed, i), rounds=rounds)[:, 0].cpu().numpy())
+            nats, part = np.concatenate(nats), run.stream.describe(kind, ids)
+            tokens = np.isin(part.member, [KINDS[kind].index(m) for m in members]).sum(1)
+            mean, error = nats.sum() / tokens.sum(), nats.std() / len(nats) ** 0.5 / tokens.mean()
+            entry = {"rows": len(ids), "nats_per_token": mean, "stderr": error, "bits_per_token": mean / np.log(2),
+                     "nats_per_row": nats.mean()}
+            if len(members) == 1:
+                unit = MODALITIES[members[0]].unit
+                count = sum(units_of(run, members[0], c) for c in codes_in(run, kind, ids, members[0]))
+                entry[f"bits_per_{unit}"] = nats.sum() / np.log(2) / count
+                entry[f"bits_per_{unit}_stderr"] = nats.std() * len(nats) ** 0.5 / np.log(2) / count
+            out[f"{kind}: {name}"] = {k: float(v) if k != "rows" else v for k, v in entry.items()}
+    return out
+
+
+def codes_in(run, kind, ids, modality):
+    """Codes of every item of a modality in rows ids (packed documents one by one)."""
+    if len(KINDS[kind]) > 1:
+        return members_of(run, kind, ids)[modality]
+    rows, out = run.stream.describe(kind, ids), []
+    for i in range(len(ids)):
+        for d in range(1, rows.doc[i].max() + 1):
+            inside = (rows.doc[i] == d) & (rows.member[i] == 0)
+            out.append(run.stream.to_codes(modality, ids[i][inside]))
+    return out
+
+
+def table(scores):
+    """The scores as lines of text."""
+    lines = [f"{'task':15} {'cell':19} {'right':>12}   by attribute"]
+    for task, result in scores.items():
+        for name, cell in result.get("cells", {}).items():
+            rest = ", ".join(f"{k} {100 * v:.0f}%" for k, v in cell.items()
+                             if k not in ("n", "all") and not k.endswith("_stderr"))
+            lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%   {rest}")
+        if "nfe" in result:
+            if "diversity" in result:
+                spread = result["diversity"]
+                lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% different, "
+                             f"{spread['entropy']:.1f} nats")
+            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
+    lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
+    for name, entry in scores["bound"].items():
+        unit = next((k for k in entry if k.startswith("bits_per_") and "token" not in k), None)
+        lines.append(f"{name:38} {entry['nats_per_token']:8.3f} ± {entry['stderr']:.3f}   {entry['bits_per_token']:.3f} "
+                     "a token" + (f", {entry[unit]:.3f} a {unit[9:]}" if unit else ""))
+    return "\n".join(lines)
