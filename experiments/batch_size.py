@@ -2,8 +2,7 @@
 
 Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the settings follow the SDE
 rule (with and without gradient clipping), if nothing follows, and if the learning rate alone follows (as the square root,
-linearly)? And what does the
-exponent gamma do when the run gets four times longer?
+linearly)? And what does the exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
 Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 3,000,000 tokens, base batch of 16 rows

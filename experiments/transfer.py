@@ -5,9 +5,10 @@ under the standard parameterisation (initial variance 1/fan-in, one learning rat
 What does it cost to reuse the small network's?
 Literature: under Complete(d)P (arXiv 2512.22382) the optimum stays; the tri-modal paper (arXiv 2602.21472) tunes on small
 networks this way.
-Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, one seed. Both
-parameterisations are the same network at the base shape, including the multipliers by type of parameter.
-On two cores about 8 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
+Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, two seeds. Betas
+and the rates of the tables are tuned at the smallest shape (GRID, one after the other, seed 0); both parameterisations are the
+same network there.
+On two cores about 16 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
 """
 import argparse
 
@@ -16,26 +17,34 @@ import numpy as np
 import common
 from common import train
 
-WIDTHS, DEPTHS, ROWS, STEPS, SEEDS = (32, 64, 128, 256), (1, 2, 4, 8), 8, 250, (0,)
-RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7, 6))
+WIDTHS, DEPTHS, ROWS, STEPS, SEEDS = (32, 64, 128, 256), (1, 2, 4, 8), 8, 250, (0, 1)
+RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7, 6, 5))
+GRID = ([dict(lr=2.0 ** -k) for k in (9, 8, 7, 6, 5)],
+        [dict(beta1=a, beta2=b) for a, b in ((0.9, 0.98), (0.8, 0.9), (0.6, 0.8))],
+        [dict(rates=dict(embedding=x, unembedding=y)) for x in (1.0, 0.3, 0.1) for y in (1.0, 0.4)])
 AXES = {  # axis -> shapes; the first is the base
     "width": [dict(width=w, depth=2) for w in WIDTHS],
     "depth": [dict(width=64, depth=d) for d in DEPTHS],
 }
 
 
-def config(shape, base_shape, lr, steps, seed):
+def config(shape, base_shape, steps, seed, **settings):
     tuned = {k: train.BASE[k] for k in ("beta1", "beta2", "eps", "weight_decay")}
-    return {**tuned, **shape, "head_dim": 32, "base_width": base_shape["width"], "base_depth": base_shape["depth"], "lr": lr,
-            "batch": ROWS, "tokens": steps * ROWS * common.LENGTH, "seed": seed}
+    return {**tuned, **shape, "head_dim": 32, "base_width": base_shape["width"], "base_depth": base_shape["depth"],
+            "batch": ROWS, "tokens": steps * ROWS * common.LENGTH, "seed": seed, **settings}
 
 
-def study(folder, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, workers=None):
+def study(folder, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, grid=GRID, workers=None):
+    path, tuned = folder / "transfer-runs.json", {}
+    for axis, shapes in axes.items():
+        best, _ = common.tune(path, config(shapes[0], shapes[0], steps, seeds[0]), grid, workers)
+        tuned[axis] = {k: best[k] for k in ("lr", "beta1", "beta2", "rates") if k in best}
     cells = [(axis, rule, i, lr) for axis, shapes in axes.items() for rule in ("Complete(d)P", "standard")
              for i in range(len(shapes)) for lr in rates]
     # the standard one is the same network with every shape its own base
-    made = lambda axis, rule, i, lr, seed: config(axes[axis][i], axes[axis][0 if rule == "Complete(d)P" else i], lr, steps, seed)
-    results = common.run_all(folder / "transfer-runs.json", [made(*cell, seed) for cell in cells for seed in seeds], workers)
+    made = lambda axis, rule, i, lr, seed: config(axes[axis][i], axes[axis][0 if rule == "Complete(d)P" else i], steps, seed,
+                                                  **{**tuned[axis], "lr": lr})
+    results = common.run_all(path, [made(*cell, seed) for cell in cells for seed in seeds], workers)
     table = {}
     for n, (axis, rule, i, lr) in enumerate(cells):
         bound, error = common.mean_and_error(results[n * len(seeds):(n + 1) * len(seeds)])
@@ -49,7 +58,7 @@ def study(folder, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, workers=None
             move = max(abs(np.log2(b[0] / small)) for b in best.values())
             summary.setdefault(axis, {})[rule] = dict(best={s: b[0] for s, b in best.items()}, largest_move=float(move),
                                                       cost_of_reuse=cost)
-    return dict(steps=steps, seeds=len(seeds), curves=table, summary=summary)
+    return dict(steps=steps, seeds=len(seeds), tuned=tuned, curves=table, summary=summary)
 
 
 def draw(result):
@@ -71,8 +80,9 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="two shapes, two rates, few steps; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *(({k: v[:2] for k, v in AXES.items()}, RATES[2:4], 20) if quick else ()))
+    result = study(common.results_folder(quick), *(({k: v[:2] for k, v in AXES.items()}, RATES[2:4], 20, (0,), GRID[:1]) if quick else ()))
     for axis, rules in result["summary"].items():
+        print(f"{axis}: tuned at the smallest:", result["tuned"][axis])
         for rule, s in rules.items():
             print(f"{axis}, {rule}: best learning rate " + ", ".join(f"{k}: {v:.5f}" for k, v in s["best"].items())
                   + f"; moves by 2^{s['largest_move']:.0f}; reusing the smallest one's costs "
