@@ -33,7 +33,9 @@ def make_rows(args, count=256):
     text alone whole rows."""
     size = args.vocab or CODES["text"][1]
     slots = {"text": [args.text_length], **SLOTS}
-    stream = data.Stream({**CODES, "text": (1, size)}, {k: slots[k] for k in args.kinds})
+    codes = {**CODES, "text": (1, size)}
+    stream = data.Stream({m: c for m, c in codes.items() if any(m in data.KINDS[k] for k in args.kinds)},
+                         {k: slots[k] for k in args.kinds})
     rng, rows = data.rng(args.seed, 31), {}
     for kind in args.kinds:
         if kind == "text":

@@ -1,8 +1,10 @@
 """Training: the batch rule, the step, and one run from nothing to a film page."""
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,69 @@ def test_end_to_end(trained):
     assert steps == [0, 2, 4, 5]
 
 
+BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
+def test_the_page_works_in_a_browser_of_a_phones_width(trained, tmp_path):
+    """Every film shows one stage, the slider another, and nothing is wider than the screen."""
+    probe = ("<script>const s = document.querySelector('.film input'); const last = document.querySelector('.film figure.on');"
+             "s.value = 0; s.oninput(); const first = document.querySelector('.film figure.on');"
+             "document.title = [document.querySelectorAll('.film').length, document.querySelectorAll('.film figure.on').length,"
+             "first !== last, document.querySelectorAll('svg polyline').length,"
+             "Math.max(...[...document.body.children].map(e => e.getBoundingClientRect().right)) <= innerWidth].join()</script>")
+    page = (trained[0] / "index.html").read_text(encoding="utf-8")
+    (tmp_path / "probe.html").write_text(page.replace("</html>", probe + "</html>"), encoding="utf-8")
+    dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom",
+                          f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()],
+                         capture_output=True, text=True, timeout=60).stdout
+    films, shown, moved, lines, fits = dom.split("<title>")[1].split("</title>")[0].split(",")
+    assert films == shown and int(films) >= 20 and moved == "true" and lines == "5" and fits == "true", dom[:200]
+
+
+def test_the_page_is_written_during_training(trained, tmp_path):
+    folder = tmp_path / "r"
+    done = run("train.py", "--run", folder, "--steps", "4", "--score-every", "2", *TINY[:-1], "0", "--kinds", "text,image-text")
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and {"text-to-image", "text"} <= set(lines[0])
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and "scores, share right" in page and "kappa" in page and "seconds: " in done.stdout
+
+
+def test_bench_times_all_three_and_adds_up(tmp_path):
+    out = run("train.py", "--bench", "--json", "--kinds", "text", "--compile", "off", "--device", "cpu", "--text-length", "32", "--vocab",
+              "65", "--batch-tokens", "256", "--shape", '{"width": 64, "depth": 1, "head_dim": 32}').stdout
+    result = json.loads(out)
+    assert result["real_share"] == 1 and result["tokens_per_step"] == 256 and result["matmul_flops"] > 1e9
+    for what in ("diffusion", "autoregressive"):
+        parts = result[what]["milliseconds"]
+        assert result[what]["step_ms"] == pytest.approx(parts["forward"] + parts["backward"] + parts["optimizer"])
+        assert result[what]["tokens_per_second"] == pytest.approx(256 / result[what]["step_ms"] * 1000, rel=1e-6)
+        config = models.ModelConfig(65, 1, width=64, depth=1, head_dim=32, causal=what == "autoregressive")
+        assert 0.3 < result[what]["flops_per_step"] / (256 * models.flops_per_token(config, 32, 0.75)) < 1.7
+    assert result["plain"]["tokens_per_second"] > 0 and result["peak_bytes"] > 1e7
+
+
+def test_the_autoregressive_twin_predicts_every_token_from_those_before_it():
+    stream, rows, net = toy_stream()
+    rows = {"text": rows["text"], "image-text": rows["image-text"]}
+    batch = train.next_tokens(data.Batches(stream, rows, {k: 3 for k in rows}, 0), 0)
+    for kind, b in batch.items():
+        at = [(i, j) for i in range(3) for j in range(b["x"].shape[1]) if b["masked"][i, j]]
+        assert b["target"].tolist() == [int(b["x"][i, j + 1]) for i, j in at]
+        described = stream.describe(kind, b["x"].numpy())
+        assert len(at) == (described.member >= 0).sum() == b["counts"].sum()
+        assert all(b["low"][n] <= t < b["high"][n] for n, t in enumerate(b["target"]))
+    causal = models.Transformer(replace(net.config, causal=True))
+    b = batch["text"]
+    x = b["x"].clone()
+    before = causal.trunk(x, b["place"], b["doc"])
+    x[:, -1] = data.MASK
+    after = causal.trunk(x, b["place"], b["doc"])
+    assert torch.equal(before[:, :-1], after[:, :-1]) and not torch.equal(net.trunk(x, b["place"], b["doc"])[:, :-1],
+                                                                          net.trunk(b["x"], b["place"], b["doc"])[:, :-1])
+
+
 def test_every_task_writes_its_output(trained, tmp_path):
     folder, _ = trained
     call = lambda *args: run("sample.py", "--run", folder, "--out", tmp_path, *args).stdout
@@ -165,7 +230,6 @@ def test_every_task_writes_its_output(trained, tmp_path):
 def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path):
     whole, _ = trained
     folder = tmp_path / "run"
-    import shutil
     shutil.copytree(whole, folder)
     script = ("import sys, train, torch; real = train.lr_factor\n"
               "def stop(step, *a):\n"
@@ -241,7 +305,6 @@ def test_a_hole_in_a_picture_leaves_its_palette(trained):
 
 
 def test_runs_of_another_layout_are_refused(trained, tmp_path):
-    import shutil
     shutil.copytree(trained[0], tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     (tmp_path / "old" / "config.json").write_text(json.dumps({**config, "layout_version": 1}))
@@ -279,22 +342,6 @@ def test_own_data_trains_and_is_scored(tmp_path):
     assert "image-to-text" in done.stdout and "bits" in done.stdout
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["stream"]["slots"]["image-text"][0] == 3 + 2 * 2           # a palette, squares of 6 pixels
-
-
-def test_errors_are_one_line(tmp_path):
-    for command, word in ((("train.py", "--text", tmp_path / "none.txt"), "none.txt"),
-                          (("train.py", "--images", tmp_path), "metadata.jsonl"),
-                          (("train.py", "--resume", "--run", tmp_path / "none"), "holds no run"),
-                          (("train.py", "--device", "abacus"), "--device"),
-                          (("train.py", "--modes", "jont=1"), "--modes"),
-                          (("train.py", "--muon-lr", "0"), "--muon-lr"),
-                          (("train.py", "--weighting", "text=bond"), "--weighting"),
-                          (("train.py", "--weighting", "txt=bound"), "--weighting"),
-                          (("train.py", "--mix", "text=1", "--kinds", "text,speech-text"), "--mix gives speech-text"),
-                          (("train.py", "--time-power", "second=0.5,frist=1"), "--time-power"),
-                          (("sample.py", "text", "--run", tmp_path / "none"), "train.py --run")):
-        done = run(*command, *(("--run", tmp_path / "r") if "--run" not in command else ()), check=False)
-        assert done.returncode != 0 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_wrong_flags_leave_an_old_run_alone(tmp_path):
