@@ -54,12 +54,12 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def measure(step, device, seconds=4.0, least=5):
-    """Run step(i) -> {part: seconds} for a while; returns the parts of the median step and the number of steps."""
+def measure(step, device, steps=0):
+    """Run step(i) -> {part: seconds} so often, or for four seconds; returns the parts of the median step and the number of steps."""
     for i in range(3):
         step(i)
     laps, start = [], time.perf_counter()
-    while len(laps) < least or time.perf_counter() - start < seconds:
+    while len(laps) < (steps or 5) or (not steps and time.perf_counter() - start < 4):
         laps.append(step(3 + len(laps)))
     laps.sort(key=lambda lap: sum(lap.values()))
     return laps[len(laps) // 2], len(laps)
@@ -113,13 +113,13 @@ def time_step(args, stream, rows, per_step, device, causal=False):
         return dict(forward=forward, backward=back, optimizer=marks[-1] - marks[-2], data=marks[1] - marks[0])
 
     try:
-        parts, steps = measure(step, device)
+        parts, steps = measure(step, device, args.steps)
     except Exception as error:
         if args.compile == "off":
             raise
         print(f"torch.compile failed ({type(error).__name__}): timed without", file=sys.stderr)
         trunk = net.trunk
-        parts, steps = measure(step, device)
+        parts, steps = measure(step, device, args.steps)
     return config, parts, steps, float(np.mean(head))
 
 
@@ -148,7 +148,7 @@ def plain_step(args, stream, rows, per_step, device):
         wait(device)
         return dict(step=time.perf_counter() - start)
 
-    return measure(step, device)[0]["step"]
+    return measure(step, device, args.steps)[0]["step"]
 
 
 def peak_memory(device):

@@ -26,16 +26,11 @@ import safe
 from data import KINDS, MASK, MODALITIES
 from safe import DataError, UsageError
 
-# Task -> kind of row, members to generate. The other members are the prompt. A new task is a row here.
-TASKS = {
-    "text": ("text", ("text",)),
-    "text-to-image": ("image-text", ("image",)),
-    "image-to-text": ("image-text", ("text",)),
-    "text-to-speech": ("speech-text", ("speech",)),
-    "speech-to-text": ("speech-text", ("text",)),
-    "image": ("image-text", ("image", "text")),
-    "speech": ("speech-text", ("speech", "text")),
-}
+# Task -> kind of row, members to generate; the other members are the prompt. Every kind of KINDS makes its own: a text alone, or
+# text-to-X, X-to-text, and X with a text that fits it.
+TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targets in (
+    [(kind, members)] if len(members) == 1 else
+    [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.1, temperature=0.7),
@@ -48,7 +43,7 @@ CAPTION = dict(sampler="entropy", budget=0.1, temperature=0.0)  # text of a pair
 def settings_for(task, **changes):
     """Sampler settings of a task: DEFAULTS of its (first) target, then the caller's changes that are not None."""
     kind, targets = TASKS[task]
-    base = CAPTION if targets == ("text",) and len(KINDS[kind]) > 1 else DEFAULTS[targets[0]]
+    base = CAPTION if targets == ("text",) and len(KINDS[kind]) > 1 else DEFAULTS.get(targets[0], DEFAULTS["speech"])
     return {**base, **{k: v for k, v in changes.items() if v is not None}}
 
 

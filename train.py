@@ -124,7 +124,7 @@ def kind_loss(net, trunk, kind, b, weights, autocast):
     else:
         parts = [nll(*part) for part in parts]
     split = diffusion.weighted_terms(torch.cat(parts) if parts else hidden.new_zeros(0), b["weight"], b["member"], b["counts"])
-    return sum(weights[f"{kind}/{m}"] * v for m, v in zip(KINDS[kind], split)), split
+    return sum(weights.get(f"{kind}/{m}", 0.2) * v for m, v in zip(KINDS[kind], split)), split
 
 
 def rows_of(b, first, last):

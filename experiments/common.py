@@ -33,8 +33,8 @@ COMPILE_FROM = 500_000  # tokens of a run from which on the compiler's ten secon
 
 
 @functools.lru_cache(maxsize=1)
-def passages(count=30_000, held=256):
-    """(Stream, training rows, held-out rows) of the toy world's passages. A few seconds."""
+def world(count=30_000, held=256):
+    """Stream, training rows, held-out rows and tokenizer of the toy world's passages. A few seconds."""
     import toyworld
     from tokenizers import text
     texts = toyworld.passages(count, 0)
@@ -42,17 +42,27 @@ def passages(count=30_000, held=256):
     stream = data.Stream({"text": (1, tokenizer.size)}, {"text": [LENGTH]})
     rows = stream.pack("text", tokenizer.encode(texts))
     order = data.rng(0, 17).permutation(len(rows))
-    return stream, rows[order[held:]], rows[order[:held]]
+    return SimpleNamespace(stream=stream, rows=rows[order[held:]], held=rows[order[:held]], tokenizer=tokenizer)
 
 
-def held_out_bound(net, stream, rows, rounds=4):
-    """Bound in nats a token on rows (N, L), and its standard error; the same masks for every network."""
+def passages():
+    return world().stream, world().rows, world().held
+
+
+def held_out_nats(net, stream, rows, rounds=4):
+    """Nats a token on rows (N, L) and its standard error: the bound, with the same masks for every network, or of a causal
+    network -log p itself, over the same tokens."""
     d = stream.describe("text", rows)
     ids, place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (d.ids, d.place, d.doc, d.low, d.high))
     noisy = torch.from_numpy(d.member >= 0)
     with torch.no_grad():
-        nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
-                               data.rng(0, 23), rounds=rounds)[:, 0]
+        if net.config.causal:
+            logits = net(ids, place, doc, select=torch.nn.functional.pad(noisy[:, 1:], (0, 1)))
+            nll = diffusion.token_nll(logits, ids[noisy], low[noisy], high[noisy])
+            nats = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(noisy, nll.double()).sum(1)
+        else:
+            nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
+                                   data.rng(0, 23), rounds=rounds)[:, 0]
     tokens = noisy.sum(1).double()
     ratio = nats.sum() / tokens.sum()
     spread = (nats - ratio * tokens).std() / tokens.mean() / len(rows) ** 0.5
@@ -71,38 +81,96 @@ def compiled(net, batch):
     return trunk
 
 
-def fit(c):
-    """Train one configuration and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
+def schedule_of(name):
+    """A schedule by name, or by its points [t, alpha]."""
+    return diffusion.schedule(name) if isinstance(name, str) else diffusion.from_points(*name)
+
+
+def trained(c):
+    """Train one configuration -> (network, Batches, flags of `train.noised`, steps, curve); network None if the loss was not finite.
 
     c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of AdamW as they are used
-    (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before; and, if there, "rates": factors
-    {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates, and "clip": largest gradient norm (1).
+    (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before. And, if there: "rates", factors
+    {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
+    "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
+    twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps.
     """
     torch.set_num_threads(1)
     stream, rows, held = passages()
     shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
-    net = models.Transformer(models.ModelConfig(stream.vocab, stream.places, **shape), seed=c["seed"])
-    batches = data.Batches(stream, {"text": rows}, {"text": c["batch"]}, c["seed"])
-    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=False, weighting={"text": "bound"})
+    config = models.ModelConfig(stream.vocab, stream.places, **shape, causal=c.get("causal", False))
+    net, sched = models.Transformer(config, seed=c["seed"]), schedule_of(c.get("schedule", "linear"))
+    complement = c.get("complement", False)
+    batches = data.Batches(stream, {"text": rows[:c.get("unique")]}, {"text": c["batch"] // (1 + complement)}, c["seed"])
+    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=complement, weighting={"text": "bound"})
+    make = lambda step: train.next_tokens(batches, step) if config.causal else train.noised(batches, step, args, sched)
     optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
                                   betas=(c["beta1"], c["beta2"]), fused=True)
     base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in optimizer.param_groups]
-    trunk, parameters = net.trunk, list(net.parameters())
+    trunk, parameters, curve = net.trunk, list(net.parameters()), []
     if c["tokens"] >= COMPILE_FROM:
-        trunk = compiled(net, train.noised(batches, 0, args, diffusion.schedule("linear"))["text"])
+        trunk = compiled(net, make(0)["text"])
     steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
     for step in range(steps):
-        batch = train.noised(batches, step, args, diffusion.schedule("linear"))
-        train.backward(net, trunk, batch, {"text/text": 1.0}, contextlib.nullcontext)
+        train.backward(net, trunk, make(step), {"text/text": 1.0}, contextlib.nullcontext)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
         if not np.isfinite(float(norm)):
-            return {"bound": None, "stderr": None, "steps": steps}
+            return None, batches, args, steps, curve
         for group, lr in zip(optimizer.param_groups, base):
             group["lr"] = lr * train.lr_factor(step, steps, train.warmup_steps(steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    bound, stderr = held_out_bound(net, stream, held)
-    return {"bound": bound, "stderr": stderr, "steps": steps}
+        if c.get("every") and (step + 1) % c["every"] == 0:
+            curve.append([step + 1, held_out_nats(net, stream, held, rounds=1)[0]])
+    return net, batches, args, steps, curve
+
+
+def fit(c):
+    """Train one configuration (see `trained`) and return {"bound", "stderr", "steps"}; bound None if the loss was not finite."""
+    net, batches, _, steps, curve = trained(c)
+    bound, stderr = held_out_nats(net, batches.stream, passages()[2]) if net else (None, None)
+    return {"bound": bound, "stderr": stderr, "steps": steps, **({"curve": curve} if curve else {})}
+
+
+def judged(net, n=200, **settings):
+    """Passages drawn from a network, of the held-out documents' extents -> share grammatical, share consistent, calls a passage."""
+    import toyworld
+    w, texts, calls = world(), [], []
+    d = w.stream.describe("text", w.held)
+    extents = np.concatenate([np.bincount(k[m == 0]) for k, m in zip(d.doc, d.member)])
+    extents = data.rng(0, 29).choice(extents[extents > 0], n)
+    for extent in np.unique(extents):
+        ids = np.stack([w.stream.row("text", [None], int(extent))] * int((extents == extent).sum()))
+        rows = w.stream.describe("text", ids)
+        place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (rows.place, rows.doc, rows.low, rows.high))
+        with torch.no_grad():
+            x, nfe, _ = diffusion.sample(lambda x, where: net(x, place[:1].expand(len(x), -1), doc[:1].expand(len(x), -1), select=where),
+                                         torch.from_numpy(ids), low, high, data.MASK, **settings)
+        texts += w.tokenizer.decode([w.stream.to_codes("text", row[data.HEAD:]) for row in x.numpy()])
+        calls += nfe.tolist()
+    verdict = toyworld.judge_passages(texts)
+    return {"grammatical": float(verdict["grammatical"].mean()), "consistent": float(verdict["consistent"].mean()), "n": n,
+            "nfe": float(np.mean(calls))}
+
+
+def gradient_noise(net, batches, args, sched, count=48):
+    """tr cov(g) / |mean g|^2 of a step's gradient at fixed weights, over `count` steps, and its standard error (four parts)."""
+    grads = []
+    for step in range(count):
+        net.zero_grad(set_to_none=True)
+        train.backward(net, net.trunk, train.noised(batches, 10**6 + step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    g = torch.stack(grads)                                                                           # (count, P)
+    spread = ((g - g.mean(0)) ** 2).sum(1) * count / (count - 1)                                     # (count,)
+    size = max(float((g.mean(0) ** 2).sum() - spread.mean() / count), 1e-20)                         # without its own noise
+    parts = spread.view(4, -1).mean(1) / size
+    return float(parts.mean()), float(parts.std() / 2)
+
+
+def base(**changes):
+    """The configuration that experiments/batch_size.py found best for a million tokens or more: where the other studies start."""
+    return {"width": 64, "depth": 2, "head_dim": 32, "base_width": 64, "base_depth": 2, "batch": 16, "tokens": 1_500_000, "seed": 0,
+            "lr": 2.0 ** -9, "beta1": 0.8, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.1, "rates": {"embedding": 0.3}, **changes}
 
 
 def results_folder(quick=False):
@@ -117,8 +185,8 @@ def pool(workers):
     return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 
-def run_all(path, configs, workers=None):
-    """Results of all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
+def run_all(path, configs, workers=None, job=fit):
+    """Results of `job` on all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
     path.parent.mkdir(exist_ok=True)
     done, key = safe.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
     missing = {key(c): c for c in configs if key(c) not in done}
@@ -126,7 +194,7 @@ def run_all(path, configs, workers=None):
         from tqdm import tqdm
         # the longest first, so that no core waits at the end
         order = sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])
-        jobs = {pool(workers).submit(fit, c): k for k, c in order}
+        jobs = {pool(workers).submit(job, c): k for k, c in order}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
             done[jobs[job]] = job.result()
             safe.write_json(path, done)
@@ -142,6 +210,31 @@ def tune(path, c, grid, workers=None):
         tried += [dict(settings=s, bound=r["bound"], kept=i == best) for i, (s, r) in enumerate(zip(settings, results))]
         c = {**c, **settings[best]}
     return c, tried
+
+
+def noise(c):
+    """Gradient noise at the weights that c trains, for every one of c["views"]: dicts of "schedule" and "complement"."""
+    net, _, args, _, _ = trained({k: v for k, v in c.items() if k != "views"})
+    stream, rows, _ = passages()
+    out = []
+    for view in c["views"]:
+        complement = view.get("complement", False)
+        batches = data.Batches(stream, {"text": rows}, {"text": c["batch"] // (1 + complement)}, 1)
+        mine = SimpleNamespace(**{**vars(args), "complement": complement})
+        out.append(gradient_noise(net, batches, mine, schedule_of(view.get("schedule", "linear"))))
+    return out
+
+
+def samples(c):
+    """Judged passages of the network that c trains, for every one of c["samplers"] (settings of diffusion.sample)."""
+    net, *_ = trained({k: v for k, v in c.items() if k != "samplers"})
+    made = []
+    for settings in c["samplers"]:
+        if "grid" in settings:
+            rates = schedule_of(settings["grid"]).mask_rate(np.linspace(1, 0, settings["steps"] + 1))
+            settings = {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
+        made.append(judged(net, **settings))
+    return made
 
 
 def mean_and_error(results):

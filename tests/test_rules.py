@@ -1,6 +1,7 @@
 """The rules at work: coordinates that stay of one size, and an optimizer that does not see the batch size."""
-import subprocess
+import importlib
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
+import common  # noqa: E402
 import coordinates  # noqa: E402
 
 import train  # noqa: E402
@@ -83,9 +85,22 @@ def test_warmup_is_a_share_of_the_steps_and_capped(steps, warmup):
     assert train.warmup_steps(100, share=0.9) == 25
 
 
-@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates"])
-def test_studies_run_in_their_quick_form(script):
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, f"experiments/{script}.py", "--quick"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "nan" not in done.stdout and ("Complete(d)P" in done.stdout or "rule" in done.stdout)
+class Inline:
+    """A pool that does everything in this process, so that the studies share one (smaller) world."""
+
+    def submit(self, job, c):
+        future = Future()
+        future.set_result(job(c))
+        return future
+
+
+@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates", "complement", "schedules", "autoregression", "scaling"])
+def test_studies_run_in_their_quick_form(script, monkeypatch, capsys):
+    small = common.world(3000, 64)
+    monkeypatch.setattr(common, "world", lambda: small)
+    monkeypatch.setattr(common, "pool", lambda workers: Inline())
+    monkeypatch.setattr(sys, "argv", [script, "--quick"])
+    monkeypatch.setattr(common, "finish", None)                            # nothing may be written
+    importlib.import_module(script).main()
+    out = capsys.readouterr().out
+    assert "nan" not in out and out.count("\n") >= 2 and ("±" in out or "slope" in out or "rate" in out), out

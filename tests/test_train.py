@@ -178,7 +178,7 @@ def test_the_page_is_written_during_training(trained, tmp_path):
 
 
 def test_bench_times_all_three_and_adds_up(tmp_path):
-    out = run("train.py", "--bench", "--json", "--kinds", "text", "--compile", "off", "--device", "cpu", "--text-length", "32", "--vocab",
+    out = run("train.py", "--bench", "--json", "--steps", "5", "--kinds", "text", "--compile", "off", "--device", "cpu", "--text-length", "32", "--vocab",
               "65", "--batch-tokens", "256", "--shape", '{"width": 64, "depth": 1, "head_dim": 32}').stdout
     result = json.loads(out)
     assert result["real_share"] == 1 and result["tokens_per_step"] == 256 and result["matmul_flops"] > 1e9

@@ -1,0 +1,107 @@
+"""How does the bound fall with parameters and tokens, if nothing is tuned again?
+
+Question: five sizes times five token budgets, settings carried from one tuned point by Complete(d)P and the batch rule; fit
+L(N, D) = E + A / N^a + B / D^b and read off the tokens D* that suit N parameters at the least compute.
+The paper (arXiv 2602.21472): D* = 7754 N^0.84 (N total parameters, 80M to 3B). A toy of 0.01 to 1 million parameters on text of a
+world of one's own cannot confirm or refute that: other data has other exponents. What it can show is the method, and how wide its intervals are.
+Set-up: experiments/common.py; width 32 to 128, depth 1 to 4, steps of 16 rows, 0.09 to 1.5 million tokens, one seed; N without
+embeddings and head. Intervals: 200 fits to points drawn anew with replacement.
+On two cores about 10 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
+"""
+import argparse
+
+import numpy as np
+
+import common
+from common import data, models, train
+
+SHAPES = [dict(width=w, depth=d) for w, d in ((32, 1), (64, 1), (64, 2), (96, 3), (128, 4))]
+BUDGETS = (93_750, 187_500, 375_000, 750_000, 1_500_000)
+EXPONENTS = np.linspace(0.1, 2.0, 39)
+
+
+def fit_law(N, D, L):
+    """E, A, a, B, b of L = E + A / N^a + B / D^b: least squares of log L, by search over a and b with E, A, B >= 0 solved for."""
+    best = (np.inf,)
+    for a in EXPONENTS:
+        for b in EXPONENTS:
+            X = np.stack((np.ones(len(L)), (N / N.min()) ** -a, (D / D.min()) ** -b), 1) / L[:, None]   # relative errors
+            keep = [0, 1, 2]
+            while True:                                                     # drop what would be negative
+                part = np.linalg.lstsq(X[:, keep], np.ones(len(L)), rcond=None)[0]
+                if (part >= 0).all():
+                    break
+                keep.pop(int(part.argmin()))
+            c = np.zeros(3)
+            c[keep] = part
+            error = float((np.log((X @ c).clip(1e-9)) ** 2).sum())
+            if error < best[0]:
+                best = (error, float(c[0]), float(c[1] * N.min() ** a), float(a), float(c[2] * D.min() ** b), float(b))
+    return best[1:]
+
+
+def frontier(law, N):
+    """Tokens that make the loss least at the compute 6 N D: where the last unit of either buys the same."""
+    E, A, a, B, b = law
+    return (b * B / (a * A) * N ** a) ** (1 / b) if A > 0 and B > 0 else float("nan")
+
+
+def study(folder, shapes=SHAPES, budgets=BUDGETS, draws=200):
+    tuned = common.base()
+    point = {**train.BASE, **{k: tuned[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay")}, "batch": 16 * common.LENGTH,
+             "tokens": tuned["tokens"]}
+    configs = []
+    for shape in shapes:
+        for tokens in budgets:
+            rule = train.batch_rule(16 * common.LENGTH, tokens, point)
+            configs.append(common.base(**shape, tokens=tokens, **{k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay")}))
+    results = common.run_all(folder / "scaling-runs.json", configs)
+    count = lambda shape: models.count(models.Transformer(models.ModelConfig(8, 8, **shape, head_dim=32)))["non_embedding"]
+    N = np.array([count(s) for s in shapes for _ in budgets], float)
+    D, L = np.array([t for _ in shapes for t in budgets], float), np.array([r["bound"] for r in results])
+    law, rng, drawn = fit_law(N, D, L), data.rng(0, 41), []
+    for _ in range(draws):
+        at = rng.integers(0, len(L), len(L))
+        if len(set(N[at])) > 2 and len(set(D[at])) > 2:
+            drawn.append((*fit_law(N[at], D[at], L[at]), ))
+    interval = lambda values: [float(v) for v in np.nanpercentile(values, (10, 90))] if len(values) else None
+    return dict(points=[dict(N=n, D=d, bound=b, stderr=r["stderr"]) for n, d, b, r in zip(N, D, L, results)],
+                law=dict(zip("EAaBb", law)), intervals={k: interval([d[i] for d in drawn]) for i, k in enumerate("EAaBb")},
+                slope=law[2] / law[4], slope_interval=interval([d[2] / d[4] for d in drawn]),
+                frontier=[dict(N=n, D=frontier(law, n), paper=7754 * n ** 0.84) for n in sorted(set(N.tolist()))])
+
+
+def draw(result):
+    figure, (left, right) = common.figure(2)
+    for n in sorted({p["N"] for p in result["points"]}):
+        mine = [p for p in result["points"] if p["N"] == n]
+        line = left.errorbar([p["D"] for p in mine], [p["bound"] for p in mine], [p["stderr"] for p in mine], marker="o", ms=3, lw=0, elinewidth=1,
+                             label=f"N = {n / 1000:.0f}k")
+        E, A, a, B, b = (result["law"][k] for k in "EAaBb")
+        D = np.geomspace(min(p["D"] for p in mine), max(p["D"] for p in mine), 40)
+        left.plot(D, E + A / n ** a + B / D ** b, lw=1, color=line.lines[0].get_color())
+    left.set(xscale="log", xlabel="tokens D", ylabel="bound, nats a token", title="points and fit")
+    left.legend(fontsize=7)
+    right.loglog([p["N"] for p in result["frontier"]], [p["D"] for p in result["frontier"]], marker="o", label="here")
+    right.loglog([p["N"] for p in result["frontier"]], [p["paper"] for p in result["frontier"]], ls=":", label="7754 N^0.84, far outside its range")
+    right.set(xlabel="parameters N", ylabel="tokens D*", title="least compute")
+    right.legend(fontsize=7)
+    return figure
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--quick", action="store_true", help="three sizes, three budgets, few tokens; writes to a temporary folder")
+    quick = args.parse_args().quick
+    result = study(common.results_folder(quick), *((SHAPES[:3], (8_000, 16_000, 32_000), 5) if quick else ()))
+    print("rate of fall: L = E + A / N^a + B / D^b with " + ", ".join(f"{k} = {v:.3g} ({' to '.join(f'{x:.3g}' for x in result['intervals'][k] or [])})"
+                                                      for k, v in result["law"].items()))
+    print(f"D* grows as N^{result['slope']:.2f} (" + " to ".join(f"{x:.2f}" for x in result["slope_interval"] or []) + "); the paper: N^0.84")
+    for p in result["frontier"]:
+        print(f"  N = {p['N']:.3g}: D* = {p['D']:.3g}")
+    if not quick:
+        common.finish("scaling", result, draw(result))
+
+
+if __name__ == "__main__":
+    main()
