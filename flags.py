@@ -32,7 +32,7 @@ def parser(text=None):
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
-    g.add_argument("--minutes", type=float, default=7.8, help="time for the model's training (tokenizers come on top)")
+    g.add_argument("--minutes", type=float, default=8.4, help="time for the model's training (tokenizers come on top)")
     g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
     g.add_argument("--overwrite", action="store_true", help="replace the run in --run")
@@ -55,7 +55,7 @@ def parser(text=None):
     g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
     g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
     g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.3,image-text=0.4,speech-text=0.3"),
+    g.add_argument("--mix", type=shares, default=shares("text=0.22,image-text=0.48,speech-text=0.3"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")

@@ -33,7 +33,7 @@ TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targ
     [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="entropy", budget=0.1, temperature=0.7),
+    "text": dict(sampler="entropy", budget=0.0, temperature=0.7),
     "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
     "speech": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }
@@ -339,7 +339,7 @@ def check(args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("task", choices=[*TASKS, "infill", "score", "page"])
+    p.add_argument("task", nargs="?", choices=[*TASKS, "infill", "score", "page"])
     p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip")
     p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     p.add_argument("--out", default="out", help="folder for what is generated")
@@ -358,6 +358,10 @@ def main():
     for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
     args = p.parse_args()
+    if args.task is None:
+        raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
+            "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
+            f"; and {args.run} holds no trained model yet: python train.py makes one in about eleven minutes"))
     changes = {k: getattr(args, k) for k in ("sampler", "steps", "top_k", "temperature", "top_p", "guidance",
                                              "choice_temperature", "budget")}
     check(args)

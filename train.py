@@ -432,6 +432,8 @@ def main():
     if args.resume:
         flags.settings_of(folder, args)
     if world_size() > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     sources = prepare.gather(args)
     if rank() == 0:

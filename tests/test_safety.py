@@ -188,6 +188,8 @@ def test_wrong_flags(case, tmp_path, capsys):
 
 PROMPTS = {
     "a run that is not there": (["text", "--run", "nowhere"], 2, "train.py --run nowhere"),
+    "nothing at all": ([], 2, "which task? text, "),
+    "nothing at all, and no run": (["--run", "nowhere"], 2, "python train.py makes one"),
     "an unknown task": (["text-to-smell"], 2, "invalid choice"),
     "no prompt": (["text-to-image"], 2, "needs a prompt"),
     "an empty prompt": (["text-to-image", " "], 2, "needs a prompt"),
