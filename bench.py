@@ -1,7 +1,7 @@
 """`python train.py --bench`: how fast a training step is, what it spends its time on, and what share of the machine it uses.
 
 Four things are timed in turn in one process, on rows of random tokens laid out as in training:
-  diffusion       the step that train.py takes (compiled where it would be)
+  diffusion       the step that train.py takes, compiled unless --compile off
   autoregressive  its twin: the same network with a causal mask, a loss at every token
   plain           a GPT of the same width, depth and rows, from nn.TransformerEncoderLayer, float32, AdamW (text rows alone)
   matmul          a large matrix product in the same dtype: the peak of a device that PEAKS does not know
@@ -50,8 +50,8 @@ def make_rows(args, count=256):
 
 
 def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def measure(step, device, steps=0):

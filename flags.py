@@ -6,6 +6,7 @@ import data
 import diffusion
 import model as models
 from data import KINDS
+import safe
 from rules import BASE
 from safe import UsageError, read_json
 
@@ -28,7 +29,7 @@ def numbers(text):
 
 
 def parser(text=None):
-    p = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = safe.Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
@@ -79,7 +80,7 @@ def parser(text=None):
     g.add_argument("--weighting", type=weightings, default=weightings("text=bound,image-text=unweighted,speech-text=unweighted"),
                    help="of a masked token by its mask rate: " + ", ".join(diffusion.WEIGHTINGS)
                    + "; one for all, or kind=name,... (bound for the rest)")
-    g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss", default=shares(
+    g.add_argument("--loss-weights", type=shares, help="of each kind's and modality's term of the loss, 0.2 if not named", default=shares(
         "text/text=0.2,image-text/image=0.3,image-text/text=0.15,speech-text/speech=0.25,speech-text/text=0.1"))
     g.add_argument("--complement", action=argparse.BooleanOptionalAction, default=False,
                    help="train on a mask and on its complement (anti-masking): same tokens a step, half as many items")
@@ -130,9 +131,13 @@ def check(args):
         diffusion.schedule(args.schedule)
     except ValueError as error:
         raise UsageError(f"--schedule: {error}")
-    unknown = [k for k in args.shape if k not in models.ModelConfig.__dataclass_fields__]
+    fields = [f for f in models.ModelConfig.__dataclass_fields__ if f not in ("vocab", "places", "causal")]
+    unknown = [k for k in args.shape if k not in fields]
     if unknown:
-        raise UsageError(f"--shape: no {unknown[0]!r}; choose from {', '.join(models.ModelConfig.__dataclass_fields__)}")
+        raise UsageError(f"--shape: no {unknown[0]!r}; choose from {', '.join(fields)}")
+    for kind in args.kinds:
+        if kind not in KINDS:
+            raise UsageError(f"--kinds: no kind {kind!r}; choose from {', '.join(KINDS)}")
     shape = {"head_dim": 64, **models.PRESETS[args.preset], **args.shape}
     if shape["width"] % shape["head_dim"]:
         raise UsageError(f"--shape: width {shape['width']} is not a multiple of head_dim {shape['head_dim']}")
@@ -172,9 +177,10 @@ def settings_of(folder, args):
     given = given_flags()
     for name, value in given.items():
         old = saved["args"].get(name)
-        if name not in FREE and value != old and list(value if isinstance(value, tuple) else [value]) != old:
+        settled = name in ("compile", "dtype", "micro_batch", "steps") and value in ("auto", 0)    # what was chosen then holds
+        if name not in FREE and not settled and value != old and list(value if isinstance(value, tuple) else [value]) != old:
             raise UsageError(f"--resume goes on with the run's own settings: --{name.replace('_', '-')} is {old} there; leave "
                              f"it out, or start another run with --run")
     for name, value in saved["args"].items():
-        if name not in given:
+        if name not in given or name not in FREE:
             setattr(args, name, value)

@@ -52,7 +52,7 @@ def completep(group, m_N, m_L, alpha=1.0):
     """Factors of one parameter group for a model m_N times wider and m_L times deeper than the base.
 
     Returns dict(init_var, lr, eps, decay): multiply the base init variance, learning rate, AdamW eps and AdamW
-    weight decay (PyTorch's, which is multiplied by lr) with them. The batch rule's factors come on top (train.py).
+    weight decay (PyTorch's, which is multiplied by lr) with them. The batch rule's factors come on top (rules.py).
     """
     table = {  #                 init_var        lr                         eps                    decay
         "embedding":            (1,              1,                         1 / m_N,               1),
@@ -105,7 +105,7 @@ def multipliers(name, depth):
 def param_groups(model, lr, eps, weight_decay):
     """AdamW parameter groups that cover every parameter exactly once.
 
-    lr, eps, weight_decay: base values, the batch rule already applied (train.py's `batch_rule`). One group for each row
+    lr, eps, weight_decay: base values, the batch rule already applied (rules.py's `batch_rule`). One group for each row
     of the table and, where DEPTH_MULTIPLIERS has one, each value of its multipliers.
     """
     config, groups = model.config, {}
@@ -172,7 +172,7 @@ OPTIMIZERS = ("muon", "adamw")
 
 
 def optimizers(model, rule, name="adamw"):
-    """The optimizers of a training, each parameter in one of them exactly once. rule: what train.py's `batch_rule` returns.
+    """The optimizers of a training, each parameter in one of them exactly once. rule: what rules.py's `batch_rule` returns.
 
     adamw: one AdamW. muon: the hidden matrices by `Muon`, everything else as before; the rule's sqrt(kappa) and beta^kappa
     apply to it too (a normalised step, like Adam's), its decay is such that lr * decay is AdamW's.
@@ -248,7 +248,7 @@ class Transformer(nn.Module):
         """config: ModelConfig. seed fixes the initial weights without touching torch's global generator."""
         super().__init__()
         if config.width % config.head_dim:
-            raise ValueError(f"width {config.width} is not a multiple of head_dim {config.head_dim}: change --width")
+            raise ValueError(f"width {config.width} is not a multiple of head_dim {config.head_dim}: change --shape")
         self.config = config
         with torch.random.fork_rng(devices=[]):  # torch's own initial values, replaced below, draw from the global state
             self.embed = nn.Embedding(config.vocab, config.width)

@@ -102,11 +102,12 @@ def spectrogram(run, codes):
 
 
 def show_text(run, ids):
-    pieces, codes = [], ids - run.stream.ranges("text", np.arange(len(ids)))[0]
-    for raw, code in zip(ids, codes):
-        if raw != MASK and code >= run.stream.codes["text"][1]:
-            break
-        pieces.append("<i>__</i>" if raw == MASK else html.escape(run.tokenizers["text"].decode([[code]])[0]))
+    pieces, codes = [], np.where(ids == MASK, -1, ids - run.stream.ranges("text", np.arange(len(ids)))[0])
+    ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
+    codes = codes[:ends[0]] if len(ends) else codes
+    for part in np.split(codes, np.flatnonzero((codes[1:] < 0) != (codes[:-1] < 0)) + 1):     # runs of masks, and of tokens
+        known = len(part) and part[0] >= 0
+        pieces.append(html.escape(run.tokenizers["text"].decode([part])[0]) if known else "<i>__</i>" * len(part))
     return f"<div class=text>{''.join(pieces) or '&nbsp;'}</div>"
 
 
@@ -128,7 +129,7 @@ def show_speech(run, ids):
     ended = (codes >= size) & (ids != MASK)
     share = (ids == MASK).reshape(-1, groups).mean(1)                                                # (steps,)
     picture = spectrogram(run, np.where(ended, 0, codes).astype(np.int32))
-    picture = grey_out(picture, np.maximum(share, 0)[None])
+    picture = grey_out(picture, share[None])
     picture[:, np.repeat(ended.reshape(-1, groups)[:, 0], picture.shape[1] // len(share))] = 255
     return f'<img src="{png(picture)}" width={2 * picture.shape[1]} height=100>'
 
@@ -191,7 +192,7 @@ def write(folder, run=None, samples=3, seed=0):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         if lines:
             smooth, names = smoothed(lines)
-            body += [f"<p>Step {lines[-1]['step'] + 1} of {config['steps']}, {lines[-1]['tokens_per_second']} tokens a second.</p>",
+            body += [f"<p>Step {int(lines[-1]['step']) + 1} of {int(config['steps'])}, {int(lines[-1]['tokens_per_second'])} tokens a second.</p>",
                      curves(smooth, names, "training loss by kind and modality, nats a token (logarithmic, smoothed)")]
     if (folder / "scores.jsonl").exists():
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -200,9 +201,10 @@ def write(folder, run=None, samples=3, seed=0):
     if scores:
         body.append(f"<h2>scores</h2><pre>{html.escape(table(scores))}</pre>")
     if run:
-        body.append("<p>Everything below was generated from masks by the averaged weights: the prompts are held-out items, the samples "
-                    f"the first ones of seed {seed}, none left out. Grey is still masked; the sliders go back to earlier stages.</p>")
-        body.append(films(run, samples, seed))
+        safe.write_text(folder / "films.html", "<p>Everything below was generated from masks by the averaged weights: the prompts are held-out items, the samples "
+                    f"the first ones of seed {seed}, none left out. Grey is still masked; the sliders go back to earlier stages.</p>" + films(run, samples, seed))
+    if (folder / "films.html").exists():                       # the last ones made: during training the page is written more often
+        body.append((folder / "films.html").read_text(encoding="utf-8"))
     if "steps" in config:
         args, tokens = SimpleNamespace(**config["args"]), config["steps"] * config["batch_tokens"]
         rows = rules.derived(config["batch_tokens"], tokens, config["batch_tokens"] / sum(config["rows_per_step"].values()),

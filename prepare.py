@@ -9,6 +9,9 @@ import readers
 from data import KINDS, MODALITIES
 from safe import DataError, UsageError, read_json, write_json
 
+TOKENIZER_BYTES = 2 ** 29  # of pictures or clips that a tokenizer is trained on, at most
+
+
 def make_tokenizer(modality, sources, args, folder, device):
     """Train (or load, if the run folder has it) the tokenizer of a modality; prints its report."""
     path, module = folder / MODALITIES[modality].file, data.tokenizer_module(modality)
@@ -24,8 +27,11 @@ def make_tokenizer(modality, sources, args, folder, device):
         held = texts[:: max(1, len(texts) // 200)]
     else:
         source = readers.merge(sources)
-        at = data.rng(args.seed, 2).permutation(len(source))[:args.tokenizer_items]
-        samples = source.load(at)
+        samples, at = [], data.rng(args.seed, 2).permutation(len(source))[:args.tokenizer_items]
+        for i in range(0, len(at), 64):
+            samples += source.load(at[i:i + 64])
+            if sum(s.nbytes for s in samples) > TOKENIZER_BYTES:
+                break
         held, samples = samples[:max(1, len(samples) // 20)], samples[max(1, len(samples) // 20):] or samples
         steps, seconds = (args.image_steps, args.image_seconds) if modality == "image" else (args.speech_steps,
                                                                                              args.speech_seconds)
@@ -67,9 +73,6 @@ def gather(args):
     """Sources by kind: one's own data where a flag names some, the toy world otherwise."""
     if not (args.text or args.images or args.speech):
         sources = readers.toy_sources(args.seed, args.pictures, args.passages, args.utterances)
-        unknown = [k for k in args.kinds if k not in sources]
-        if unknown:
-            raise UsageError(f"--kinds: no kind {unknown[0]!r}; choose from {', '.join(sources)}")
         sources = {k: sources[k] for k in args.kinds}
     else:
         sources = own_sources(args)

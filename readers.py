@@ -137,19 +137,23 @@ def captioned(folder, extensions, flag):
         raise DataError(f"{flag}: {folder} is not a folder")
     try:
         if (folder / "metadata.jsonl").exists():
-            for number, line in enumerate(read_utf8(folder / "metadata.jsonl").splitlines(), 1):
+            for number, line in enumerate(read_utf8(folder / "metadata.jsonl").split("\n"), 1):
                 try:
                     row = json.loads(line) if line.strip() else None
                     if row is not None:
-                        items.append((str(row["file_name"]), folder / row["file_name"], str(row["text"]), None))
+                        file, text = folder / row["file_name"], row["text"]
+                        items.append((str(row["file_name"]), file, text, None) if isinstance(text, str) else
+                                     (str(row["file_name"]), None, "", "its text is no string"))
                 except (ValueError, KeyError, TypeError):
                     items.append((f"metadata.jsonl:{number}", None, "", 'not {"file_name": ..., "text": ...}'))
         elif (folder / "metadata.csv").exists():
+            if not (folder / "wavs").is_dir():
+                raise DataError(f"{flag}: {folder} has a metadata.csv but no folder wavs beside it")
             stems = {}
             for file in sorted((folder / "wavs").iterdir()):
                 if file.suffix.lower() in extensions:
                     stems.setdefault(file.stem, []).append(file)
-            for number, line in enumerate(read_utf8(folder / "metadata.csv").splitlines(), 1):
+            for number, line in enumerate(read_utf8(folder / "metadata.csv").split("\n"), 1):
                 if line.strip():
                     name, bar, text = line.partition("|")
                     files = stems.get(name, [])
@@ -164,10 +168,12 @@ def captioned(folder, extensions, flag):
                 why = ("a second file of that name" if file.with_suffix("") in seen else
                        None if text.exists() else f"{text.name} is missing")
                 seen.add(file.with_suffix(""))
-                items.append((name, None, "", why) if why else (name, file, read_utf8(text).strip(), None))
+                try:
+                    items.append((name, None, "", why) if why else (name, file, read_utf8(text).strip(), None))
+                except UnicodeDecodeError:
+                    items.append((name, None, "", f"{text.name} is not UTF-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{flag}: {folder}: {getattr(error, 'filename', None) or 'a text'} cannot be read as UTF-8 ({reason(error)}): "
-                        f"see the README's section on your own data")
+        raise DataError(f"{flag}: {folder}: its metadata cannot be read as UTF-8 ({reason(error)})")
     if not items:
         raise DataError(f"{flag}: {folder} holds no item with a text: add metadata.jsonl, metadata.csv or .txt files")
     return items
@@ -180,19 +186,22 @@ def usable(folder, extensions, flag, probe, skip_bad, longest_text):
 
     def look(item):
         """Why an item cannot be used, or None, and its key."""
-        name, file, text, why = item
+        try:
+            return judged(*item)
+        except (DataError, OSError, ValueError) as error:          # ValueError: a name or text that no system can hold
+            return str(error), None
+
+    def judged(name, file, text, why):
         if why is None:
+            text.encode("utf-8")
             why = ("its text is empty" if not text.strip() else
                    f"its text has {len(text)} characters, over {longest_text} (--longest-caption)" if len(text) > longest_text
                    else "lies outside the folder" if root not in file.resolve().parents
                    else "no such file" if not file.is_file() else None)
         if why is not None:
             return why, None
-        try:
-            content = file.read_bytes()
-            probe(content)
-        except (DataError, OSError) as error:
-            return str(error), None
+        content = file.read_bytes()
+        probe(content)
         return None, digest(text, content)
 
     looked = []
@@ -233,7 +242,8 @@ def read_images(folder, side, channels, skip_bad=False, longest_text=300):
 def read_speech(folder, skip_bad=False, longest_text=300, shortest=0.1, longest=20.0):
     """A folder of recordings with transcripts as a Source of float32 waves at 16 kHz; seconds that a clip may last."""
     files, texts, keys = usable(folder, CLIPS, "--speech", lambda b: open_clip(b, shortest, longest), skip_bad, longest_text)
-    return Source("speech-text", str(folder), list(texts), lambda at: [open_clip(files[i]) for i in at], digest(*keys))
+    return Source("speech-text", str(folder), list(texts), lambda at: [open_clip(files[i], shortest) for i in at],
+                  digest(*keys))
 
 
 def toy_sources(seed=0, pictures=10_000, passages=10_000, utterances=3_000):

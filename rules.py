@@ -86,7 +86,7 @@ def plan(args):
     """Sizes, cost and settings of a preset, without training. The network is built on the meta device."""
     with torch.device("meta"):
         net = models.Transformer(models.ModelConfig(vocab=args.vocab or models.PLAN_VOCAB[args.preset], places=4096,
-                                                    **models.PRESETS[args.preset]))
+                                                    **{**models.PRESETS[args.preset], **args.shape}))
     counts, config = models.count(net), net.config
     tokens, N = args.tokens or (args.steps or 1000) * args.batch_tokens, counts["total"]
     print(f"preset {args.preset}: width {config.width}, depth {config.depth}, {config.width // config.head_dim} heads of "

@@ -1,4 +1,5 @@
 """What keeps a run safe: files that are whole or not there, checkpoints that are checked, errors told in one line."""
+import argparse
 import contextlib
 import errno
 import json
@@ -32,6 +33,8 @@ def whole(path):
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())                        # on the disk before the name changes: a power cut leaves one of the two
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -87,7 +90,7 @@ def save(path, value):
         torch.save(value, temporary)
 
 
-def load(path, device="cpu"):
+def load(path):
     """torch.load of tensors and plain values only (no code), after the checksums in the file (CRC-32 of every part) were
     compared. Raises DataError for a file that is cut, altered or not of that kind."""
     import torch
@@ -95,10 +98,12 @@ def load(path, device="cpu"):
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
         if bad is None:
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         why = f"{bad} fails its checksum"
     except FileNotFoundError:
         raise DataError(f"{path} is missing: train first")
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:                             # what a damaged file makes zipfile, pickle or torch raise
         why = reason(error)
     raise DataError(f"{path} is damaged, or not a file of ours ({why}): restore a copy, or train afresh")
@@ -117,12 +122,22 @@ def pick_device(name="auto"):
         raise UsageError(f"--device {name}: no such device here; try --device cpu")
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, through `cli`."""
+
+    def error(self, message):
+        raise UsageError(f"{message} (--help lists all flags)")
+
+
 OUT_OF_MEMORY = "out of memory ({}): a lower --micro-batch (rows at a time), --batch-tokens or --preset needs less"
 
 
 def cli(main, name):
     """Run a command line: errors are one line on stderr, with status 2 for a wrong flag and 1 for the rest (--debug: a traceback)."""
     status = 1
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end a run
     try:
         main()
         sys.stdout.flush()

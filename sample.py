@@ -1,4 +1,4 @@
-"""Generate any modality from any other, fill holes, score a run, make its film page.
+"""Generate any modality from any other, fill holes, score a run, make its page.
 
     python sample.py text-to-image "a small red circle on white"        PNG under --out
     python sample.py image-to-text picture.png                          TXT
@@ -259,7 +259,8 @@ def write_outputs(run, made, folder, stem):
             paths.append(path)
     if len(made.outputs.get("image", [])) > 1:
         paths.append(folder / f"{stem}-sheet.png")
-        contact_sheet(made.outputs["image"]).save(paths[-1])
+        with safe.whole(paths[-1]) as temporary:
+            contact_sheet(made.outputs["image"]).save(temporary, "PNG")
     return paths
 
 
@@ -294,7 +295,7 @@ def hole_share(hole):
 def infill(run, prompt, hole, caption, seed, changes):
     """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes."""
     path = Path(prompt)
-    if not path.exists():
+    if "___" in prompt or len(prompt) > 250 or not path.exists():
         if "___" not in prompt:
             raise UsageError(f"infill: {prompt!r} is no file and has no ___ in it: mark the hole with ___")
         check_trained(run, "infill", "text")
@@ -338,7 +339,7 @@ def check(args):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = safe.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("task", nargs="?", choices=[*TASKS, "infill", "score", "page"])
     p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip")
     p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
@@ -382,9 +383,9 @@ def main():
         given = given_modality(args.task)
         prompts = [read_prompt(run, given or "text", t) for t in args.prompt or [""] for _ in range(args.n or 1)]
         made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
+    paths = write_outputs(run, made, Path(args.out), f"{args.task}-{args.seed}")
     for text in made.outputs.get("text", []):
         print(text)
-    paths = write_outputs(run, made, Path(args.out), f"{args.task}-{args.seed}")
     print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {', '.join(map(str, paths))}")
 
 

@@ -96,7 +96,8 @@ def diversity(ids, repeats):
 
 
 def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
-    """Judge fresh samples of every task, n a cell, and estimate the bound. See README for the JSON's fields."""
+    """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
+    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`}."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
     out = {}
     for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items():

@@ -12,6 +12,7 @@ import contextlib  # noqa: E402
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -158,7 +159,7 @@ def backward(net, trunk, batch, weights, autocast, micro=0, parallel=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Several processes (torchrun): every one makes the whole batch, takes its rows of it, and the gradients are averaged.
+# Several processes (torchrun): every one makes the whole batch, takes its rows of it, and the gradients are added up.
 
 def rank():
     return int(os.environ.get("RANK", 0))
@@ -170,7 +171,7 @@ def world_size():
 
 def my_device(name):
     """The device that --device names; auto is one GPU a process where there are several."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "auto" and world_size() > 1 and torch.cuda.is_available() else name
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name in ("auto", "cuda") and world_size() > 1 and torch.cuda.is_available() else name
 
 
 class KindLoss(torch.nn.Module):
@@ -198,6 +199,15 @@ def agreed(value):
         torch.distributed.broadcast_object_list(box)
         value = box[0]
     return value
+
+
+def any_of(flag, device):
+    """Whether the flag is up in any process."""
+    if world_size() > 1:
+        up = torch.tensor(float(flag), device=device)
+        torch.distributed.all_reduce(up)
+        flag = bool(up)
+    return flag
 
 
 def summed(terms, loss, device):
@@ -240,7 +250,7 @@ def faster_trunk(net, args, device, step_seconds):
 
 
 def train(args, folder, stream, rows, device):
-    """The training loop, from the checkpoint in `folder` if there is one. See main for what is written where."""
+    """The training loop, from the checkpoint in `folder` if there is one. Writes config.json, log.jsonl, checkpoint.pt and the page."""
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
     args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
@@ -251,7 +261,7 @@ def train(args, folder, stream, rows, device):
     batches = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed)
     # padding, which only packed rows have, does not count; what it counts are tokens that the network reads
     batch_tokens = round(sum(n * float((rows[k][:2000] != data.PAD).sum(1).mean()) for k, n in per_step.items()))
-    state = safe.load(folder / "checkpoint.pt", device) if (folder / "checkpoint.pt").exists() else None
+    state = safe.load(folder / "checkpoint.pt") if (folder / "checkpoint.pt").exists() else None
     began = time.time()
 
     def step_seconds(trunk, n=8):
@@ -285,7 +295,7 @@ def train(args, folder, stream, rows, device):
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         ema = [e.to(device) for e in state["ema"]]
-        first = state["step"]
+        first, state = state["step"], None
     groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
     parallel = None
     if world_size() > 1:
@@ -293,7 +303,7 @@ def train(args, folder, stream, rows, device):
     chief = rank() == 0
     if chief:
         write_json(folder / "config.json", {
-            "layout_version": data.LAYOUT_VERSION, "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
+            **safe.read_json(folder / "config.json"), "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
             "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": flags.plain(args)})
         print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({args.dtype}), {args.steps} steps of {per_step} rows"
               + (f", {args.micro_batch} at a time" if args.micro_batch else "")
@@ -308,7 +318,11 @@ def train(args, folder, stream, rows, device):
             safe.save(folder / "checkpoint.pt", {
                 "layout_version": data.LAYOUT_VERSION, "step": step, "model": net.state_dict(), "ema": ema,
                 "optimizers": [o.state_dict() for o in optimizers]})
-            look(folder, device, step if args.score_every and step % args.score_every == 0 else 0)
+            shutil.rmtree(folder / "old", ignore_errors=True)         # the run that --overwrite replaced
+            try:
+                look(folder, device, step if args.score_every and step % args.score_every == 0 else 0)
+            except Exception as error:                                # a page is not worth a run
+                print(f"the page could not be written ({safe.reason(error)}): training goes on", flush=True)
 
     log = open(folder / "log.jsonl" if chief else os.devnull, "a", encoding="utf-8")
     bar = tqdm(total=args.steps, initial=first, desc="training", mininterval=1.0, disable=not chief)
@@ -324,8 +338,9 @@ def train(args, folder, stream, rows, device):
             for group in groups:
                 group["lr"] = group["base_lr"] * factor
             if not math.isfinite(float(norm)):
-                raise DataError(f"loss or gradient is not finite at step {step}: lower --lr; the last good checkpoint "
-                                f"is {folder / 'checkpoint.pt'}")
+                raise DataError(f"loss or gradient is not finite at step {step}: lower --lr; "
+                                + (f"the last good checkpoint is {folder / 'checkpoint.pt'}" if (folder / "checkpoint.pt").exists()
+                                   else "there is no checkpoint yet"))
             for optimizer in optimizers:
                 optimizer.step()
             net.zero_grad(set_to_none=True)
@@ -341,10 +356,11 @@ def train(args, folder, stream, rows, device):
                                       "tokens_per_second": round(speed)}) + "\n")
                 log.flush()
                 bar.set_postfix({**{n: f"{v:.2f}" for n, v in values.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
-            if (step + 1) % args.save_every == 0 or step + 1 == args.steps or interrupted or (
+            stop = any_of(bool(interrupted), device)
+            if (step + 1) % args.save_every == 0 or step + 1 == args.steps or stop or (
                     args.score_every and (step + 1) % args.score_every == 0):
                 save(step + 1)
-            if interrupted and step + 1 < args.steps:
+            if stop and step + 1 < args.steps:
                 raise DataError(f"stopped after step {step + 1} of {args.steps}, saved: python train.py --resume --run {folder} "
                                 "goes on")
 
@@ -404,17 +420,20 @@ def keep_until(path, step):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-PARTS = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "seconds.json",
+PARTS = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "films.html", "seconds.json",
          "validation.npz"]                    # of a run
 
 
 def make_way(folder, args):
-    """Remove the run in folder if --overwrite allows it; its tokenizers stay with --keep-tokenizers."""
+    """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. With
+    --keep-tokenizers its tokenizers stay."""
     if (folder / "checkpoint.pt").exists() and not args.overwrite:
         raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
                          f"--run leaves it alone")
     for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]):
-        (folder / old).unlink(missing_ok=True)
+        if (folder / old).exists():
+            (folder / "old").mkdir(exist_ok=True)
+            os.replace(folder / old, folder / "old" / old)
 
 
 def main():
@@ -434,18 +453,23 @@ def main():
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     sources = prepare.gather(args)
+    keys = {kind: source.key for kind, source in sources.items()}
+    if args.resume and (then := safe.read_json(folder / "config.json").get("data")) not in (None, keys):
+        raise DataError(f"--resume: the data are not what {folder} was trained on ({', '.join(k for k in keys if keys[k] != then.get(k))}"
+                        f" changed): put them back, or start another run with --run")
     if rank() == 0:
         if not args.resume:                               # flags and folders are fine: only now may an old run go
             make_way(folder, args)
-            write_json(folder / "config.json", {"layout_version": data.LAYOUT_VERSION, "args": flags.plain(args)})
+            write_json(folder / "config.json", {"layout_version": data.LAYOUT_VERSION, "data": keys, "args": flags.plain(args)})
         stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
         safe.write_arrays(folder / "validation.npz", **held)
     if world_size() > 1:
         torch.distributed.barrier()
         if rank() > 0:                                    # reads what the first has made
             stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
+    del sources                                           # pictures and sounds that were kept in memory
     clock("training")
     train(args, folder, stream, rows, device)
     if world_size() > 1:

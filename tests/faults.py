@@ -62,16 +62,19 @@ def main():
         while sum(found.values()) < args.kills:
             folder, runs = Path(room) / f"run{runs}", runs + 1
             while True:
-                going = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                for left in folder.rglob("*.tmp"):
+                    left.unlink()                                     # so that it is seen which kill left one
+                errors = open(Path(room) / "errors", "w+")
+                going = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
                 try:
-                    going.wait(rng.uniform(0.3, 1) * length if sum(found.values()) < args.kills else None)
+                    going.wait(rng.uniform(0.1, 1) * length if sum(found.values()) < args.kills else None)
                 except subprocess.TimeoutExpired:
                     going.kill()
                     going.wait()
                     found[state(folder) if folder.exists() else "reading data"] += 1
                     continue
                 if going.returncode:
-                    sys.exit(f"{folder.name} failed after {dict(found)}: {going.stderr.read().decode()[-2000:]}")
+                    sys.exit(f"{folder.name} failed after {dict(found)}: {(errors.seek(0), errors.read())[1][-2000:]}")
                 break
             if not all(torch.equal(a, b) for a, b in zip(wanted, weights(folder), strict=True)):
                 sys.exit(f"{folder.name}: other weights than undisturbed, after {dict(found)}")
