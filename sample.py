@@ -34,7 +34,7 @@ TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targ
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.0, temperature=0.7),
-    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.8, guidance=1.0),
+    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.5, guidance=1.0),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }
 CAPTION = dict(sampler="entropy", budget=0.1, temperature=0.0)  # text of a pair

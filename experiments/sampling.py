@@ -86,16 +86,18 @@ def study(run, n, grid):
 
 
 def draw(result):
-    figure, panels = common.figure(len(result["table"]), figsize=(3.6 * len(result["table"]), 3.6))
-    for panel, (task, rows) in zip(panels, result["table"].items()):
-        for name, r in rows.items():
+    """Right against variety for the tasks that have any, the settings numbered; the dotted line is the world's own variety."""
+    tables = {task: rows for task, rows in result["table"].items() if max(r["entropy"] for r in rows.values()) > 1}
+    figure, panels = common.figure(len(tables), figsize=(5.2 * len(tables), 6.4), squeeze=False)
+    for panel, (task, rows) in zip(panels[0], tables.items()):
+        for number, (name, r) in enumerate(rows.items()):
             panel.errorbar(r["entropy"], 100 * r["right"], 100 * r["stderr"], fmt="*" if name == "default" else "o",
-                           ms=10 if name == "default" else 4, lw=0.7)
-            panel.annotate(name, (r["entropy"], 100 * r["right"]), fontsize=5, xytext=(3, 2), textcoords="offset points")
-        panel.set(title=task, xlabel="variety, nats")
-    if "text-to-image" in result["table"]:
-        panels[list(result["table"]).index("text-to-image")].axvline(result["true pictures"]["entropy"], ls=":", color="grey")
-    panels[0].set_ylabel("right, %")
+                           ms=11 if name == "default" else 4, lw=0.7, label=f"{number}  {name}")
+            panel.annotate(number, (r["entropy"], 100 * r["right"]), fontsize=7, xytext=(4, 2), textcoords="offset points")
+        panel.set(title=task, xlabel="variety, nats", ylabel="right, %")
+        panel.legend(fontsize=6, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+        if task == "text-to-image":
+            panel.axvline(result["true pictures"]["entropy"], ls=":", color="grey")
     return figure
 
 
