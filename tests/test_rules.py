@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
 import common  # noqa: E402
 import coordinates  # noqa: E402
 
+import rules  # noqa: E402
 import train  # noqa: E402
 
 
@@ -66,17 +67,17 @@ def test_adamw_under_the_rule_has_the_same_moments_at_another_batch_size():
 
 
 def test_derived_settings_are_the_rules_results_and_say_how(capsys):
-    table = {name: (formula, value) for name, formula, value in train.derived(4096, 3_000_000, 80, throughput=1000)}
+    table = {name: (formula, value) for name, formula, value in rules.derived(4096, 3_000_000, 80, throughput=1000)}
     rule = train.batch_rule(4096, 3_000_000)
     assert table["kappa"][1] == rule["kappa"] == pytest.approx(2 * 2 ** 0.44)     # twice the batch, half the tokens
     assert table["lr"][1] == pytest.approx(1e-3 * (2 * 2 ** 0.44) ** 0.5) and table["EMA"][1] == rule["ema"]
     assert table["steps"][1] == 732 and table["warm-up steps"][1] == 36 and table["hours"][1] == pytest.approx(3000 / 3600)
-    assert table["B_crit"][1] * 80 * train.S_CRIT == pytest.approx(3_000_000)
+    assert table["B_crit"][1] * 80 * rules.S_CRIT == pytest.approx(3_000_000)
     assert table["virtual batch"][1] * table["virtual steps"][1] == pytest.approx(train.BASE["tokens"])
-    train.print_derived(4096, 4096 * (train.S_CRIT + 1), 80)
+    rules.print_derived(4096, 4096 * (rules.S_CRIT + 1), 80)
     assert "warning" not in capsys.readouterr().out
-    train.print_derived(4096, 4096 * (train.S_CRIT - 1), 80)
-    assert f"fewer than S_crit = {train.S_CRIT}" in capsys.readouterr().out
+    rules.print_derived(4096, 4096 * (rules.S_CRIT - 1), 80)
+    assert f"fewer than S_crit = {rules.S_CRIT}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steps, warmup", [(100, 5), (4, 1), (1, 1), (100_000, 1000)])
