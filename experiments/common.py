@@ -153,18 +153,16 @@ def judged(net, n=200, **settings):
             "nfe": float(np.mean(calls))}
 
 
-def gradient_noise(net, batches, args, sched, count=48):
-    """tr cov(g) / |mean g|^2 of a step's gradient at fixed weights, over `count` steps, and its standard error (four parts)."""
+def gradient_noise(net, batches, args, sched, count=96):
+    """Variance tr cov(g) of a step's gradient at fixed weights, over `count` steps, and its standard error (eight parts)."""
     grads = []
     for step in range(count):
         net.zero_grad(set_to_none=True)
         train.backward(net, net.trunk, train.noised(batches, 10**6 + step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     g = torch.stack(grads)                                                                           # (count, P)
-    spread = ((g - g.mean(0)) ** 2).sum(1) * count / (count - 1)                                     # (count,)
-    size = max(float((g.mean(0) ** 2).sum() - spread.mean() / count), 1e-20)                         # without its own noise
-    parts = spread.view(4, -1).mean(1) / size
-    return float(parts.mean()), float(parts.std() / 2)
+    parts = (((g - g.mean(0)) ** 2).sum(1) * count / (count - 1)).view(8, -1).mean(1)                # (8,)
+    return float(parts.mean()), float(parts.std() / 8 ** 0.5)
 
 
 def base(**changes):
@@ -213,7 +211,7 @@ def tune(path, c, grid, workers=None):
 
 
 def noise(c):
-    """Gradient noise at the weights that c trains, for every one of c["views"]: dicts of "schedule" and "complement"."""
+    """Gradient variance and its error at the weights that c trains, for every one of c["views"]: dicts of "schedule" and "complement"."""
     net, _, args, _, _ = trained({k: v for k, v in c.items() if k != "views"})
     stream, rows, _ = passages()
     out = []
@@ -235,6 +233,14 @@ def samples(c):
             settings = {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
         made.append(judged(net, **settings))
     return made
+
+
+def relative(noises):
+    """Variances of several seeds, [[(variance, error) a view] a seed], over the first view's -> [(mean, error) a view]."""
+    ratios = np.array([[v / seed[0][0] for v, _ in seed] for seed in noises])                        # (seeds, views)
+    inside = np.array([[v / seed[0][0] * ((e / v) ** 2 + (n > 0) * (seed[0][1] / seed[0][0]) ** 2) ** 0.5 * (n > 0)
+                        for n, (v, e) in enumerate(seed)] for seed in noises])
+    return [(float(m), float((e ** 2).mean() ** 0.5 / len(noises) ** 0.5)) for m, e in zip(ratios.mean(0), inside.T)]
 
 
 def mean_and_error(results):

@@ -1,11 +1,11 @@
 """Does training on a mask and its complement (anti-masking) pay at equal compute?
 
-Question: B/2 rows, each under a mask and under the mask's complement, against B rows under one mask each: gradient noise at the
+Question: B/2 rows, each under a mask and under the mask's complement, against B rows under one mask each: gradient variance at the
 same weights, final bound, generated passages.
 The paper (arXiv 2602.21472) trains with anti-masking and reports lower variance. Theory: both views are unbiased, their errors
 are negatively correlated, but half as many different items are seen.
 Set-up: experiments/common.py; width 64, depth 2, 1.5M tokens in steps of 16 rows, three seeds.
-On two cores about 4 minutes:  python experiments/complement.py      writes results/complement.json and .png
+On two cores about 5 minutes:  python experiments/complement.py      writes results/complement.json and .png
 """
 import argparse
 
@@ -21,11 +21,11 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2)):
     path, out = folder / "complement-runs.json", {}
     config = lambda complement, seed, **more: common.base(tokens=tokens, complement=complement, seed=seed, **more)
     noise = common.run_all(path, [config(False, seed, views=[dict(complement=v) for v in ARMS.values()]) for seed in seeds], job=common.noise)
+    variance = common.relative(noise)
     for n, (name, complement) in enumerate(ARMS.items()):
         bound, error = common.mean_and_error(common.run_all(path, [config(complement, seed) for seed in seeds]))
         texts = [made[0] for made in common.run_all(path, [config(complement, seed, samplers=[SAMPLER]) for seed in seeds], job=common.samples)]
-        row = dict(bound=bound, stderr=error, gradient_noise=float(np.mean([r[n][0] for r in noise])),
-                   gradient_noise_stderr=float(np.std([r[n][0] for r in noise], ddof=len(seeds) > 1) / len(seeds) ** 0.5))
+        row = dict(bound=bound, stderr=error, gradient_variance=variance[n][0], gradient_variance_stderr=variance[n][1])
         for what in ("grammatical", "consistent"):
             values = [t[what] for t in texts]
             row[what], row[f"{what}_stderr"] = float(np.mean(values)), float(np.std(values, ddof=len(seeds) > 1) / len(seeds) ** 0.5)
@@ -35,8 +35,8 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2)):
 
 def draw(result):
     figure, panels = common.figure(3)
-    for panel, what, title in zip(panels, ("gradient_noise", "bound", "consistent"),
-                                  ("gradient noise / signal", "bound, nats a token", "passages consistent")):
+    for panel, what, title in zip(panels, ("gradient_variance", "bound", "consistent"),
+                                  ("gradient variance, one mask = 1", "bound, nats a token", "passages consistent")):
         rows = result["arms"]
         error = [r.get(f"{what}_stderr", r["stderr"]) for r in rows.values()]
         panel.bar(list(rows), [r[what] for r in rows.values()], yerr=error, color=["tab:blue", "tab:orange"], capsize=4)
@@ -51,7 +51,7 @@ def main():
     quick = args.parse_args().quick
     result = study(common.results_folder(quick), *((20_000, (0,)) if quick else ()))
     for name, r in result["arms"].items():
-        print(f"{name:20} gradient noise {r['gradient_noise']:.2f} ± {r['gradient_noise_stderr']:.2f}, bound {r['bound']:.4f} ± {r['stderr']:.4f}, "
+        print(f"{name:20} gradient variance {r['gradient_variance']:.2f} ± {r['gradient_variance_stderr']:.2f}, bound {r['bound']:.4f} ± {r['stderr']:.4f}, "
               f"grammatical {100 * r['grammatical']:.0f} ± {100 * r['grammatical_stderr']:.0f}%, "
               f"consistent {100 * r['consistent']:.0f} ± {100 * r['consistent_stderr']:.0f}%")
     if not quick:

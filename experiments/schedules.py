@@ -1,6 +1,6 @@
 """What does the masking schedule change, if the bound does not depend on it?
 
-Question: train with linear, cosine, poly:0.5, poly:2 and the schedule of least variance; compare gradient noise at the same weights, final
+Question: train with linear, cosine, poly:0.5, poly:2 and the schedule of least variance; compare gradient variance at the same weights, final
 bound and passages. And as a sampling grid of the linearly trained network: how good are passages after 8 calls?
 Theory (MD4, arXiv 2406.04329): the expected bound is the same for all; a schedule is a distribution of mask rates to train on, and the best
 one draws them in proportion to the root mean square of the loss there. The paper (arXiv 2602.21472) uses the linear one.
@@ -53,13 +53,13 @@ def study(folder, tokens=1_500_000, seeds=(0, 1), names=NAMES):
     noise = common.run_all(path, [config("linear", seed, views=[dict(schedule=a) for a in arms.values()]) for seed in seeds], job=common.noise)
     grids = common.run_all(path, [config("linear", seed, samplers=[dict(sampler="ancestral", steps=CALLS, grid=a) for a in arms.values()])
                                   for seed in seeds], job=common.samples)
-    out = {}
+    out, variance = {}, common.relative(noise)
     spread = lambda values: (float(np.mean(values)), float(np.std(values, ddof=len(seeds) > 1) / len(seeds) ** 0.5))
     for n, (name, schedule) in enumerate(arms.items()):
         bound, error = common.mean_and_error(common.run_all(path, [config(schedule, seed) for seed in seeds]))
         made = common.run_all(path, [config(schedule, seed, samplers=[dict(sampler="entropy", budget=0.1, temperature=0.7)])
                                      for seed in seeds], job=common.samples)
-        out[name] = dict(bound=bound, stderr=error, gradient_noise=spread([r[n][0] for r in noise]),
+        out[name] = dict(bound=bound, stderr=error, gradient_variance=variance[n],
                          grammatical=spread([m[0]["grammatical"] for m in made]), consistent=spread([m[0]["consistent"] for m in made]),
                          grammatical_as_grid=spread([g[n]["grammatical"] for g in grids]))
     return dict(tokens=tokens, seeds=len(seeds), rms_by_mask_rate=rms, points=arms["least variance"], arms=out)
@@ -70,8 +70,8 @@ def draw(result):
     panels[0].plot(np.linspace(0, 1, len(result["rms_by_mask_rate"])), result["rms_by_mask_rate"])
     panels[0].set(xlabel="mask rate", title="rms of the bound's term, nats a row", ylim=(0, None))
     rows, names = result["arms"], list(result["arms"])
-    for panel, what, title in zip(panels[1:], ("gradient_noise", "bound", "grammatical_as_grid"),
-                                  ("gradient noise / signal", "bound, nats a token", f"grammatical after {CALLS} calls, as grid")):
+    for panel, what, title in zip(panels[1:], ("gradient_variance", "bound", "grammatical_as_grid"),
+                                  ("gradient variance, linear = 1", "bound, nats a token", f"grammatical after {CALLS} calls, as grid")):
         values = [(r["bound"], r["stderr"]) if what == "bound" else r[what] for r in rows.values()]
         panel.errorbar(range(len(names)), [v for v, _ in values], [e for _, e in values], fmt="o", capsize=4)
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
@@ -87,7 +87,7 @@ def main():
     for name, r in result["arms"].items():
         line = ", ".join(f"{what.replace('_', ' ')} {100 * r[what][0]:.0f} ± {100 * r[what][1]:.0f}%"
                          for what in ("grammatical", "consistent", "grammatical_as_grid"))
-        print(f"{name:15} gradient noise {r['gradient_noise'][0]:.2f} ± {r['gradient_noise'][1]:.2f}, "
+        print(f"{name:15} gradient variance {r['gradient_variance'][0]:.2f} ± {r['gradient_variance'][1]:.2f}, "
               f"bound {r['bound']:.4f} ± {r['stderr']:.4f}, {line}")
     if not quick:
         common.finish("schedules", result, draw(result))
