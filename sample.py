@@ -61,7 +61,7 @@ class Run:
 
     def logits(self, rows):
         """predict(x, where) for rows described by data.Stream.describe: row i of x has the layout of row i % B."""
-        fixed = [torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in (rows.place, rows.doc) if a is not None]
+        fixed = [torch.from_numpy(np.array(a)).to(self.device) for a in (rows.place, rows.doc) if a is not None]
         same = all(bool((a == a[:1]).all()) for a in fixed)          # then any subset of rows may be asked for
 
         def predict(x, where):
