@@ -1,7 +1,7 @@
 """Readers for one's own text, pictures and recordings, and the toy world, all as `Source`s: items of one kind.
 
 Everything that comes from outside is checked here, once, before anything is trained: files that cannot be used are counted
-and named, and stop the run or (--skip-bad) are left out. Only file names and texts stay in memory.
+and named, and stop the run or (--skip-bad) are left out. Of one's own data only file names and texts stay in memory.
 """
 import functools
 import hashlib
