@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,10 +127,24 @@ def trained(c):
 
 
 def fit(c):
-    """Train one configuration (see `trained`) and return {"bound", "stderr", "steps"}; bound None if the loss was not finite."""
-    net, batches, _, steps, curve = trained(c)
+    """Train one configuration (see `trained`) and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
+
+    And, if c has them: "curve", "samples" by the "samplers" (settings of `judged`), and "noise" (gradient variance and its
+    error) under the "views" (dicts of "schedule" and "complement").
+    """
+    net, batches, args, steps, curve = trained(c)
     bound, stderr = held_out_nats(net, batches.stream, passages()[2]) if net else (None, None)
-    return {"bound": bound, "stderr": stderr, "steps": steps, **({"curve": curve} if curve else {})}
+    more = {"curve": curve, "samples": [judged(net, **gridded(s)) for s in c.get("samplers", ()) if net],
+            "noise": [gradient_noise(net, c, args, **view) for view in c.get("views", ()) if net]}
+    return {"bound": bound, "stderr": stderr, "steps": steps, **{k: v for k, v in more.items() if v}}
+
+
+def gridded(settings):
+    """Settings of a sampler whose "grid" names a schedule: its mask rates at even times instead."""
+    if "grid" not in settings:
+        return settings
+    rates = schedule_of(settings["grid"]).mask_rate(np.linspace(1, 0, settings["steps"] + 1))
+    return {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
 
 
 def judged(net, n=200, **settings):
@@ -153,12 +168,14 @@ def judged(net, n=200, **settings):
             "nfe": float(np.mean(calls))}
 
 
-def gradient_noise(net, batches, args, sched, count=96):
+def gradient_noise(net, c, args, schedule="linear", complement=False, count=96):
     """Variance tr cov(g) of a step's gradient at fixed weights, over `count` steps, and its standard error (eight parts)."""
-    grads = []
+    stream, rows, _ = passages()
+    batches = data.Batches(stream, {"text": rows}, {"text": c["batch"] // (1 + complement)}, 1)
+    args, sched, grads = SimpleNamespace(**{**vars(args), "complement": complement}), schedule_of(schedule), []
     for step in range(count):
         net.zero_grad(set_to_none=True)
-        train.backward(net, net.trunk, train.noised(batches, 10**6 + step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
+        train.backward(net, net.trunk, train.noised(batches, step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     g = torch.stack(grads)                                                                           # (count, P)
     parts = (((g - g.mean(0)) ** 2).sum(1) * count / (count - 1)).view(8, -1).mean(1)                # (8,)
@@ -186,17 +203,22 @@ def pool(workers):
 def run_all(path, configs, workers=None, job=fit):
     """Results of `job` on all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
     path.parent.mkdir(exist_ok=True)
-    done, key = safe.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)
+    done, key = safe.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)  # {settings: {"result", "seconds"}}
     missing = {key(c): c for c in configs if key(c) not in done}
     if missing:
         from tqdm import tqdm
         # the longest first, so that no core waits at the end
         order = sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])
-        jobs = {pool(workers).submit(job, c): k for k, c in order}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
-            done[jobs[job]] = job.result()
+        jobs = {pool(workers).submit(timed, job, c): k for k, c in order}
+        for future in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
+            done[jobs[future]] = future.result()
             safe.write_json(path, done)
-    return [done[key(c)] for c in configs]
+    return [done[key(c)]["result"] for c in configs]
+
+
+def timed(job, c):
+    start = time.perf_counter()
+    return {"result": job(c), "seconds": round(time.perf_counter() - start, 1)}
 
 
 def tune(path, c, grid, workers=None):
@@ -210,37 +232,17 @@ def tune(path, c, grid, workers=None):
     return c, tried
 
 
-def noise(c):
-    """Gradient variance and its error at the weights that c trains, for every one of c["views"]: dicts of "schedule" and "complement"."""
-    net, _, args, _, _ = trained({k: v for k, v in c.items() if k != "views"})
-    stream, rows, _ = passages()
-    out = []
-    for view in c["views"]:
-        complement = view.get("complement", False)
-        batches = data.Batches(stream, {"text": rows}, {"text": c["batch"] // (1 + complement)}, 1)
-        mine = SimpleNamespace(**{**vars(args), "complement": complement})
-        out.append(gradient_noise(net, batches, mine, schedule_of(view.get("schedule", "linear"))))
-    return out
-
-
-def samples(c):
-    """Judged passages of the network that c trains, for every one of c["samplers"] (settings of diffusion.sample)."""
-    net, *_ = trained({k: v for k, v in c.items() if k != "samplers"})
-    made = []
-    for settings in c["samplers"]:
-        if "grid" in settings:
-            rates = schedule_of(settings["grid"]).mask_rate(np.linspace(1, 0, settings["steps"] + 1))
-            settings = {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
-        made.append(judged(net, **settings))
-    return made
-
-
 def relative(noises):
     """Variances of several seeds, [[(variance, error) a view] a seed], over the first view's -> [(mean, error) a view]."""
     ratios = np.array([[v / seed[0][0] for v, _ in seed] for seed in noises])                        # (seeds, views)
     inside = np.array([[v / seed[0][0] * ((e / v) ** 2 + (n > 0) * (seed[0][1] / seed[0][0]) ** 2) ** 0.5 * (n > 0)
                         for n, (v, e) in enumerate(seed)] for seed in noises])
     return [(float(m), float((e ** 2).mean() ** 0.5 / len(noises) ** 0.5)) for m, e in zip(ratios.mean(0), inside.T)]
+
+
+def spread(values):
+    """Mean and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=len(values) > 1) / len(values) ** 0.5)
 
 
 def mean_and_error(results):
@@ -250,7 +252,7 @@ def mean_and_error(results):
         return float("inf"), 0.0
     if len(values) == 1:
         return values[0], results[0]["stderr"]
-    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
+    return spread(values)
 
 
 def figure(columns, **size):
@@ -261,8 +263,11 @@ def figure(columns, **size):
 
 
 def finish(name, result, drawing=None):
-    """Write results/NAME.json and, if there is a drawing, results/NAME.png."""
-    safe.write_json(HERE / "results" / f"{name}.json", {"script": f"experiments/{name}.py", "torch": torch.__version__, **result})
+    """Write results/NAME.json and, if there is a drawing, results/NAME.png. NAME-runs.json, if any, holds every run's settings and seed."""
+    runs = safe.read_json(HERE / "results" / f"{name}-runs.json", {}).values()
+    made = dict(script=f"experiments/{name}.py", date=time.strftime("%Y-%m-%d"), python=sys.version.split()[0], torch=torch.__version__,
+                numpy=np.__version__, runs=len(runs), core_seconds=sum(r["seconds"] for r in runs) if all(r["seconds"] for r in runs) else None)
+    safe.write_json(HERE / "results" / f"{name}.json", {**made, **result})
     if drawing:
         drawing.tight_layout()
         drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)

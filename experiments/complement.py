@@ -18,17 +18,16 @@ SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 
 
 def study(folder, tokens=1_500_000, seeds=(0, 1, 2)):
-    path, out = folder / "complement-runs.json", {}
-    config = lambda complement, seed, **more: common.base(tokens=tokens, complement=complement, seed=seed, **more)
-    noise = common.run_all(path, [config(False, seed, views=[dict(complement=v) for v in ARMS.values()]) for seed in seeds], job=common.noise)
-    variance = common.relative(noise)
-    for n, (name, complement) in enumerate(ARMS.items()):
-        bound, error = common.mean_and_error(common.run_all(path, [config(complement, seed) for seed in seeds]))
-        texts = [made[0] for made in common.run_all(path, [config(complement, seed, samplers=[SAMPLER]) for seed in seeds], job=common.samples)]
+    views = {False: dict(views=[dict(complement=v) for v in ARMS.values()])}   # gradients of both at one mask's weights
+    configs = [common.base(tokens=tokens, complement=c, seed=s, samplers=[SAMPLER], **views.get(c, {})) for c in ARMS.values() for s in seeds]
+    results, out = common.run_all(folder / "complement-runs.json", configs), {}
+    variance = common.relative([r["noise"] for r in results[:len(seeds)]])
+    for n, name in enumerate(ARMS):
+        mine = results[n * len(seeds):(n + 1) * len(seeds)]
+        bound, error = common.mean_and_error(mine)
         row = dict(bound=bound, stderr=error, gradient_variance=variance[n][0], gradient_variance_stderr=variance[n][1])
         for what in ("grammatical", "consistent"):
-            values = [t[what] for t in texts]
-            row[what], row[f"{what}_stderr"] = float(np.mean(values)), float(np.std(values, ddof=len(seeds) > 1) / len(seeds) ** 0.5)
+            row[what], row[f"{what}_stderr"] = common.spread([r["samples"][0][what] for r in mine])
         out[name] = row
     return dict(tokens=tokens, seeds=len(seeds), arms=out)
 
