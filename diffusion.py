@@ -339,15 +339,18 @@ def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.1, **_):
         yield x
 
 
-def entropy_bounded(x, state, grid, budget=0.5, **_):
+def entropy_bounded(x, state, grid, budget=0.5, block=0, **_):
     """EB sampler (Ben-Hamu et al., arXiv 2505.24857, Alg. 1): reveal the most certain tokens as long as the sum of
     their entropies less the largest one stays within `budget` nats, at least one a step. The sum bounds the error that
     independent draws make, so the number of calls follows the difficulty. The order is
-    settled before anything is drawn, so budget 0 is exact (unlike MaskGIT, which looks at the draws)."""
+    settled before anything is drawn, so budget 0 is exact (unlike MaskGIT, which looks at the draws).
+    block > 0: only among the leftmost so many that are missing (semi-autoregressive, as LLaDA's blocks; 1: left to right)."""
     for _ in range(int(state.hidden(x).sum(1).max())):               # bounded: a network that says NaN cannot hang it
         hidden = state.hidden(x)
         if not bool(hidden.any()):
             return
+        if block:
+            hidden = hidden & (hidden.cumsum(1) <= block)
         tokens, _, entropy = state.propose(x, hidden)
         ordered, order = torch.where(hidden, entropy, torch.full_like(entropy, torch.inf)).sort(1)
         # the largest entropy of a sorted prefix is its last, so "sum less largest" is the sum before it

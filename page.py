@@ -202,7 +202,7 @@ def write(folder, run=None, samples=3, seed=0):
         body.append(f"<h2>scores</h2><pre>{html.escape(table(scores))}</pre>")
     if run:
         safe.write_text(folder / "films.html", "<p>Everything below was generated from masks by the averaged weights: the prompts are held-out items, the samples "
-                    f"the first ones of seed {seed}, none left out. Grey is still masked; the sliders go back to earlier stages.</p>" + films(run, samples, seed))
+                    f"the first ones of seed {seed}, none left out (of several candidates the one that the network itself prefers). Grey is still masked; the sliders go back to earlier stages.</p>" + films(run, samples, seed))
     if (folder / "films.html").exists():                       # the last ones made: during training the page is written more often
         body.append((folder / "films.html").read_text(encoding="utf-8"))
     if "steps" in config:

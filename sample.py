@@ -33,11 +33,11 @@ TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targ
     [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
 # How each modality is sampled when it is the target (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="entropy", budget=0.0, temperature=0.7),
-    "image": dict(sampler="confidence", steps=20, choice_temperature=4.0, temperature=0.5, guidance=1.0),
+    "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5),
+    "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
 }
-CAPTION = dict(sampler="entropy", budget=0.1, temperature=0.0)  # text of a pair
+CAPTION = dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8)  # text of a pair
 
 
 def settings_for(task, **changes):
@@ -130,17 +130,39 @@ def before_content(run, kind, rows):
     return out
 
 
+def most_fitting(run, kind, x, condition, candidates, seed, rounds=2):
+    """Rows x (B * candidates, L), those of one prompt one after another -> (B,) which row of each prompt fits it best, and the
+    evaluations that a row cost.
+
+    The network judges itself in both directions: -log p(answer | prompt) - log p(prompt | answer), each by its bound under the same
+    `rounds` masks for all candidates (our choice; the second term alone is a noisy channel, the first what samplers may spoil).
+    """
+    nats = []
+    for k in range(candidates):
+        rows = run.stream.describe(kind, x[k::candidates].cpu().numpy())
+        given = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
+        nats.append(sum(diffusion.bound(run.logits(rows), run.on(rows.ids), run.on(noisy), run.on(rows.low), run.on(rows.high), MASK,
+                                        data.rng(seed, 19), rounds=rounds)[:, 0] for noisy in (given, (rows.member >= 0) & ~given)))
+    best = torch.stack(nats).argmin(0)                                                               # (B,)
+    return torch.arange(len(best), device=best.device) * candidates + best, 2 * rounds
+
+
 @torch.inference_mode()
-def fill(run, kind, ids, batch=64, record=False, condition=(), **settings):
-    """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out."""
+def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, **settings):
+    """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out, and that the best of so
+    many candidates has to fit (`most_fitting`)."""
     began, out, film, nfe = time.time(), [], [], []
+    candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
     for i in range(0, len(ids), batch):
-        rows = run.stream.describe(kind, ids[i:i + batch])
+        rows = run.stream.describe(kind, np.repeat(ids[i:i + batch], candidates, 0))
         high = rows.high - before_content(run, kind, rows)
         left_out = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
         x, calls, frames = diffusion.sample(
             run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out),
-            record=record, **{**settings, "seed": settings.get("seed", 0) * 1_000_003 + i})
+            record=record, seed=seed + i, **settings)
+        if candidates > 1:
+            kept, more = most_fitting(run, kind, x, condition, candidates, seed + i)
+            x, frames, calls = x[kept], [f[kept] for f in frames], (calls + more).view(-1, candidates).sum(1)
         out.append(x.cpu().numpy())
         film.append([f.cpu().numpy() for f in frames])
         nfe.append(calls.float().cpu().numpy())
@@ -327,7 +349,8 @@ def given_modality(task):
 def check(args):
     """A UsageError for arguments that cannot be right."""
     for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("steps", lambda v: v >= 1, "at least 1"),
-                             ("top_k", lambda v: v >= 1, "at least 1"), ("length", lambda v: v >= 1, "at least 1"),
+                             ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
+                             ("block", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
                              ("temperature", lambda v: v >= 0, "not negative"), ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
                              ("choice_temperature", lambda v: v >= 0, "not negative"), ("budget", lambda v: v >= 0, "not negative")):
         value = getattr(args, name)
@@ -354,7 +377,7 @@ def main():
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     g = p.add_argument_group("sampler (defaults depend on the task)")
     g.add_argument("--sampler", choices=diffusion.SAMPLERS)
-    for name in ("steps", "top-k"):
+    for name in ("steps", "block", "top-k", "candidates"):
         g.add_argument(f"--{name}", type=int)
     for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
@@ -363,7 +386,7 @@ def main():
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in about eleven minutes"))
-    changes = {k: getattr(args, k) for k in ("sampler", "steps", "top_k", "temperature", "top_p", "guidance",
+    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "top_k", "temperature", "top_p", "guidance",
                                              "choice_temperature", "budget")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))

@@ -123,8 +123,6 @@ def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
         result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
         out[task] = result
-        if settings_for(task)["temperature"] == 0:                            # one answer to one prompt
-            continue
         first = next(iter(cells.values()))[0][:8]
         again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
         result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)

@@ -1,9 +1,10 @@
 """What the studies share: a small set-up, runs that are kept and resumed one by one, and bounds with standard errors.
 
 The set-up: the toy world's passages (`toyworld.passages`, 30,000 of them, a byte-pair vocabulary trained on them, rows of
-96 tokens) and a small network. A run is a pure function of its configuration, so a result
-that is in the JSON file already is not computed again (delete the file after a change of the code). Figures are those of
-the last weights, not of their average: the studies compare optimizers, and an average would hide what they do.
+96 tokens), or all three modalities as train.py makes them (`trimodal`), and a small network. A run is a pure function of its
+configuration, so a result that is in the JSON file already is not computed again (delete the file after a change of the
+code). Figures are those of the last weights, not of their average: the studies compare optimizers, and an average would
+hide what they do.
 """
 import contextlib
 import functools
@@ -25,29 +26,56 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import data  # noqa: E402
 import diffusion  # noqa: E402
+import flags  # noqa: E402
 import model as models  # noqa: E402
+import prepare  # noqa: E402
 import safe  # noqa: E402
+import sample  # noqa: E402
+import score  # noqa: E402
 import train  # noqa: E402
 
 LENGTH = 96  # tokens a row
+CACHE = HERE / "cache"  # of `trimodal`
 COMPILE_FROM = 500_000  # tokens of a run from which on the compiler's ten seconds are won back
 
 
 @functools.lru_cache(maxsize=1)
 def world(count=30_000, held=256):
-    """Stream, training rows, held-out rows and tokenizer of the toy world's passages. A few seconds."""
+    """The toy world's passages: stream, training rows and held-out rows by kind, tokenizers, folder. A few seconds."""
     import toyworld
     from tokenizers import text
     texts = toyworld.passages(count, 0)
     tokenizer = text.train(texts, vocab_size=512)
     stream = data.Stream({"text": (1, tokenizer.size)}, {"text": [LENGTH]})
     rows = stream.pack("text", tokenizer.encode(texts))
-    order = data.rng(0, 17).permutation(len(rows))
-    return SimpleNamespace(stream=stream, rows=rows[order[held:]], held=rows[order[:held]], tokenizer=tokenizer)
+    order, scratch = data.rng(0, 17).permutation(len(rows)), tempfile.TemporaryDirectory()
+    safe.write_arrays(Path(scratch.name) / "validation.npz", text=rows[order[:held]])
+    return SimpleNamespace(stream=stream, rows={"text": rows[order[held:]]}, held={"text": rows[order[:held]]},
+                           tokenizers={"text": tokenizer}, folder=Path(scratch.name), scratch=scratch)
 
 
-def passages():
-    return world().stream, world().rows, world().held
+@functools.lru_cache(maxsize=1)
+def trimodal(steps=2_500, items=10_000):
+    """The toy world in three modalities, by train.py's own steps; the tokenizers, trained for `steps` each, and the rows stay in
+    experiments/cache (two minutes the first time)."""
+    args = flags.parser().parse_args(["--image-steps", str(steps), "--speech-steps", str(steps), "--pictures", str(items),
+                                      "--passages", str(items), "--utterances", str(3 * items // 10)])
+    made_by = [(HERE.parent / name).read_bytes() for name in ("toyworld.py", "data.py", "tokenizers/image.py", "tokenizers/audio.py")]
+    folder = CACHE / data.digest(steps, items, *made_by)
+    stream, rows, held = prepare.prepare(prepare.gather(args), args, folder, torch.device("cpu"), prepare.Clock(time.time()))
+    if not (folder / "validation.npz").exists():
+        safe.write_arrays(folder / "validation.npz", **held)
+    tokenizers = {m: data.tokenizer_module(m).load(folder / data.MODALITIES[m].file) for m in stream.codes}
+    return SimpleNamespace(stream=stream, rows=rows, held=held, tokenizers=tokenizers, folder=folder)
+
+
+def world_of(c):
+    return trimodal(*c["trimodal"]) if "trimodal" in c else world()
+
+
+def run_of(net, w):
+    """What sample.py and score.py ask of a run."""
+    return sample.Run(w.folder, {"args": dict.fromkeys(("text", "images", "speech"))}, w.stream, w.tokenizers, net.eval(), torch.device("cpu"))
 
 
 def held_out_nats(net, stream, rows, rounds=4):
@@ -88,54 +116,68 @@ def schedule_of(name):
 
 
 def trained(c):
-    """Train one configuration -> (network, Batches, flags of `train.noised`, steps, curve); network None if the loss was not finite.
+    """Train one configuration -> (network, flags of `train.noised`, steps, curve); network None if the loss was not finite.
 
-    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of AdamW as they are used
-    (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before. And, if there: "rates", factors
+    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of the optimizer as they are
+    used (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before. And, if there: "rates", factors
     {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
     "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
-    twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps.
+    twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps;
+    "optimizer" (adamw). For all three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if
+    there "modes" (joint), "weighting", "time_power" and "loss_weights" as train.py has them (every token alike).
     """
     torch.set_num_threads(1)
-    stream, rows, held = passages()
+    w = world_of(c)
     shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
-    config = models.ModelConfig(stream.vocab, stream.places, **shape, causal=c.get("causal", False))
-    net, sched = models.Transformer(config, seed=c["seed"]), schedule_of(c.get("schedule", "linear"))
+    config = models.ModelConfig(w.stream.vocab, w.stream.places, **shape, causal=c.get("causal", False))
     complement = c.get("complement", False)
-    batches = data.Batches(stream, {"text": rows[:c.get("unique")]}, {"text": c["batch"] // (1 + complement)}, c["seed"])
-    args = SimpleNamespace(seed=c["seed"], modes={}, time_power={}, complement=complement, weighting={"text": "bound"})
+    per_step = data.rows_per_step(w.stream, c["mix"], c["batch"] * LENGTH, list(c["mix"])) if "mix" in c else {"text": c["batch"]}
+    batches = data.Batches(w.stream, {k: w.rows[k][:c.get("unique")] for k in per_step}, {k: n // (1 + complement) for k, n in per_step.items()}, c["seed"])
+    total = sum(n * sum(w.stream.slots[k]) for k, n in per_step.items())
+    alike = {f"{k}/{m}": n * slot / total for k, n in per_step.items() for m, slot in zip(data.KINDS[k], w.stream.slots[k])}
+    weights = c.get("loss_weights", alike)
+    args = SimpleNamespace(seed=c["seed"], modes=c.get("modes", {"joint": 1.0}), time_power=c.get("time_power", {}), complement=complement,
+                           weighting={k: c.get("weighting", "bound") for k in per_step})
+    net, sched = models.Transformer(config, seed=c["seed"]), schedule_of(c.get("schedule", "linear"))
     make = lambda step: train.next_tokens(batches, step) if config.causal else train.noised(batches, step, args, sched)
-    optimizer = torch.optim.AdamW(models.param_groups(net, c["lr"], c["eps"], c["weight_decay"]),
-                                  betas=(c["beta1"], c["beta2"]), fused=True)
-    base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in optimizer.param_groups]
+    optimizers = models.optimizers(net, c, c.get("optimizer", "adamw"))
+    groups = [g for o in optimizers for g in o.param_groups]
+    base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in groups]
     trunk, parameters, curve = net.trunk, list(net.parameters()), []
-    if c["tokens"] >= COMPILE_FROM:
+    if c["tokens"] >= COMPILE_FROM and list(per_step) == ["text"]:
         trunk = compiled(net, make(0)["text"])
     steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
     for step in range(steps):
-        train.backward(net, trunk, make(step), {"text/text": 1.0}, contextlib.nullcontext)
+        train.backward(net, trunk, make(step), weights, contextlib.nullcontext)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
         if not np.isfinite(float(norm)):
-            return None, batches, args, steps, curve
-        for group, lr in zip(optimizer.param_groups, base):
+            return None, args, steps, curve
+        for group, lr in zip(groups, base):
             group["lr"] = lr * train.lr_factor(step, steps, train.warmup_steps(steps))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+        net.zero_grad(set_to_none=True)
         if c.get("every") and (step + 1) % c["every"] == 0:
-            curve.append([step + 1, held_out_nats(net, stream, held, rounds=1)[0]])
-    return net, batches, args, steps, curve
+            curve.append([step + 1, held_out_nats(net, w.stream, w.held["text"], rounds=1)[0]])
+    return net, args, steps, curve
 
 
 def fit(c):
     """Train one configuration (see `trained`) and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
 
     And, if c has them: "curve", "samples" by the "samplers" (settings of `judged`), and "noise" (gradient variance and its
-    error) under the "views" (dicts of "schedule" and "complement").
+    error) under the "views" (dicts of "schedule" and "complement"). Of three modalities no one bound but "bounds": nats a token
+    and standard error by kind and direction, as `score.bounds` names them.
     """
-    net, batches, args, steps, curve = trained(c)
-    bound, stderr = held_out_nats(net, batches.stream, passages()[2]) if net else (None, None)
-    more = {"curve": curve, "samples": [judged(net, **gridded(s)) for s in c.get("samplers", ()) if net],
-            "noise": [gradient_noise(net, c, args, **view) for view in c.get("views", ()) if net]}
+    net, args, steps, curve = trained(c)
+    bound, stderr, more, w = None, None, {"curve": curve}, world_of(c)
+    if net and "trimodal" in c:
+        more["bounds"] = {k: [b["nats_per_token"], b["stderr"]] for k, b in score.bounds(run_of(net, w)).items()}
+    elif net:
+        bound, stderr = held_out_nats(net, w.stream, w.held["text"])
+    if net:
+        more["samples"] = [judged(net, w, **gridded(s)) for s in c.get("samplers", ())]
+        more["noise"] = [gradient_noise(net, c, args, **view) for view in c.get("views", ())]
     return {"bound": bound, "stderr": stderr, "steps": steps, **{k: v for k, v in more.items() if v}}
 
 
@@ -147,31 +189,21 @@ def gridded(settings):
     return {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
 
 
-def judged(net, n=200, **settings):
-    """Passages drawn from a network, of the held-out documents' extents -> share grammatical, share consistent, calls a passage."""
-    import toyworld
-    w, texts, calls = world(), [], []
-    d = w.stream.describe("text", w.held)
-    extents = np.concatenate([np.bincount(k[m == 0]) for k, m in zip(d.doc, d.member)])
-    extents = data.rng(0, 29).choice(extents[extents > 0], n)
-    for extent in np.unique(extents):
-        ids = np.stack([w.stream.row("text", [None], int(extent))] * int((extents == extent).sum()))
-        rows = w.stream.describe("text", ids)
-        place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (rows.place, rows.doc, rows.low, rows.high))
-        with torch.no_grad():
-            x, nfe, _ = diffusion.sample(lambda x, where: net(x, place[:1].expand(len(x), -1), doc[:1].expand(len(x), -1), select=where),
-                                         torch.from_numpy(ids), low, high, data.MASK, **settings)
-        texts += w.tokenizer.decode([w.stream.to_codes("text", row[data.HEAD:]) for row in x.numpy()])
-        calls += nfe.tolist()
-    verdict = toyworld.judge_passages(texts)
-    return {"grammatical": float(verdict["grammatical"].mean()), "consistent": float(verdict["consistent"].mean()), "n": n,
-            "nfe": float(np.mean(calls))}
+def judged(net, w, n=200, task="text", split="", **settings):
+    """n fresh samples of a task -> {"nfe", and for every cell of the task (score.py's `toy_cells`; of one split) shares right by attribute}."""
+    out, calls, run = {}, [], run_of(net, w)
+    cells = {name: cell for name, cell in score.toy_cells(n, 1_000_003)[task].items() if name.startswith(split)}
+    for name, (prompts, judge) in cells.items():
+        made = sample.generate(run, task, prompts, **settings)
+        out[name] = {k: score.mean_and_error(v) for k, v in judge(made.outputs).items()}
+        calls.append(made.nfe)
+    return {"nfe": float(np.mean(calls)), **out}
 
 
 def gradient_noise(net, c, args, schedule="linear", complement=False, count=96):
     """Variance tr cov(g) of a step's gradient at fixed weights, over `count` steps, and its standard error (eight parts)."""
-    stream, rows, _ = passages()
-    batches = data.Batches(stream, {"text": rows}, {"text": c["batch"] // (1 + complement)}, 1)
+    w = world()
+    batches = data.Batches(w.stream, w.rows, {"text": c["batch"] // (1 + complement)}, 1)
     args, sched, grads = SimpleNamespace(**{**vars(args), "complement": complement}), schedule_of(schedule), []
     for step in range(count):
         net.zero_grad(set_to_none=True)

@@ -9,8 +9,6 @@ On two cores about 5 minutes:  python experiments/complement.py      writes resu
 """
 import argparse
 
-import numpy as np
-
 import common
 
 ARMS = {"one mask": False, "mask and complement": True}
@@ -27,7 +25,7 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2)):
         bound, error = common.mean_and_error(mine)
         row = dict(bound=bound, stderr=error, gradient_variance=variance[n][0], gradient_variance_stderr=variance[n][1])
         for what in ("grammatical", "consistent"):
-            row[what], row[f"{what}_stderr"] = common.spread([r["samples"][0][what] for r in mine])
+            row[what], row[f"{what}_stderr"] = common.spread([r["samples"][0]["passages"][what][0] for r in mine])
         out[name] = row
     return dict(tokens=tokens, seeds=len(seeds), arms=out)
 

@@ -23,14 +23,14 @@ import score
 import toyworld
 
 SEED = 77_777
-DRAWN = ([{}] + [dict(steps=k) for k in (6, 10, 40)] + [dict(guidance=g) for g in (0.0, 0.5, 2.0, 4.0)]
+DRAWN = ([{}] + [dict(candidates=k) for k in (1, 2, 8)] + [dict(candidates=1, steps=20)] + [dict(steps=k) for k in (4, 16)]
+         + [dict(guidance=g) for g in (0.0, 0.5, 2.0)]
          + [dict(temperature=t) for t in (0.8, 1.0)] + [dict(choice_temperature=c) for c in (1.0, 16.0)]
-         + [dict(sampler="ancestral", steps=20), dict(sampler="ancestral", steps=64), dict(sampler="first-hitting"),
-            dict(sampler="remdm", steps=40), dict(sampler="entropy", budget=0.1), dict(sampler="entropy", budget=0.5),
-            dict(sampler="entropy", budget=0.5, top_p=0.9)])
-READ = ([{}] + [dict(budget=b) for b in (0.0, 0.5, 2.0)] + [dict(temperature=0.7), dict(guidance=1.0)]
-        + [dict(sampler="confidence", steps=k) for k in (1, 4, 12)])
-WRITTEN = ([{}] + [dict(budget=b) for b in (0.1, 0.5, 2.0)] + [dict(temperature=t) for t in (0.5, 1.0)]
+         + [dict(candidates=1, **s) for s in (dict(sampler="ancestral", steps=20), dict(sampler="first-hitting"),
+                                              dict(sampler="remdm", steps=40), dict(sampler="entropy", budget=0.5))])
+READ = ([{}] + [dict(candidates=k) for k in (1, 2, 4, 16)] + [dict(candidates=1, temperature=0.0, budget=b) for b in (0.0, 0.1)]
+        + [dict(temperature=t) for t in (0.7, 1.3)] + [dict(guidance=0.5)])
+WRITTEN = ([{}] + [dict(block=b) for b in (0, 4)] + [dict(block=0, budget=b) for b in (0.1, 0.5)] + [dict(temperature=t) for t in (0.7, 1.0)]
            + [dict(sampler="confidence", steps=48, choice_temperature=c) for c in (0.0, 1.0, 4.0)]
            + [dict(sampler="first-hitting"), dict(sampler="ancestral", steps=48)])
 GRID = {"text-to-image": DRAWN, "text-to-speech": DRAWN, "image-to-text": READ, "speech-to-text": READ, "text": WRITTEN}

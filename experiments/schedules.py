@@ -22,8 +22,8 @@ SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 def moments(c):
     """Root mean square over held-out rows of the bound's term at mask rates 1/40, 3/40, ...: sum over masked of nll / mask rate."""
     net, *_ = common.trained({k: v for k, v in c.items() if k != "bins"})
-    stream, _, held = common.passages()
-    d = stream.describe("text", held)
+    w = common.world()
+    d = w.stream.describe("text", w.held["text"])
     ids, place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (d.ids, d.place, d.doc, d.low, d.high))
     noisy, out, rng = torch.from_numpy(d.member >= 0), [], data.rng(0, 37)
     for rate in (np.arange(c["bins"]) + 0.5) / c["bins"]:
@@ -59,7 +59,7 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES):
     results = common.run_all(path, [config_of(name, seed) for name in arms for seed in seeds])
     of = {name: results[n * len(seeds):(n + 1) * len(seeds)] for n, name in enumerate(arms)}
     variance, out = common.relative([r["noise"] for r in of["linear"]]), {}
-    share = lambda runs, what, n=0: common.spread([r["samples"][n][what] for r in runs])
+    share = lambda runs, what, n=0: common.spread([r["samples"][n]["passages"][what][0] for r in runs])
     for n, name in enumerate(arms):
         bound, error = common.mean_and_error(of[name])
         out[name] = dict(bound=bound, stderr=error, gradient_variance=variance[n], grammatical=share(of[name], "grammatical"),

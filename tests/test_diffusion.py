@@ -537,6 +537,7 @@ def cosine_rates(steps):
 @pytest.mark.parametrize("sampler,options", (
     ("first-hitting", {}),
     ("entropy", dict(budget=0.0)),
+    ("entropy", dict(budget=0.0, block=1)),
     ("ancestral", dict(grid="linear", steps=250)),
     ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6)),
     ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6, equal=True)),
@@ -636,6 +637,16 @@ def test_entropy_budget_sets_parallelism():
     counts = TWINS.counts(TWINS.run(20000, sampler="entropy", budget=0.7, seed=8)[0])          # 0.7 > ln 2
     assert_law(counts, np.full(4, 0.25))
     assert (TWINS.counts(TWINS.run(200, sampler="entropy", budget=0.69, seed=8)[0])[[1, 2]] == 0).all()
+
+
+@pytest.mark.parametrize("block", (1, 2))
+def test_entropy_within_a_block_goes_from_left_to_right(block):
+    """Every step reveals tokens among the leftmost `block` that are missing, and all of them once the budget allows it."""
+    _, nfe, film = WORLD.run(200, sampler="entropy", budget=100.0, block=block, seed=6, record=True)
+    for before, after in zip(film, film[1:]):
+        hidden = before == MASK
+        assert ((after != MASK) == (~hidden | (hidden.cumsum(1) <= block))).all()
+    assert (nfe == -(-film[0].shape[1] // block)).all()
 
 
 def test_entropy_reveals_the_longest_prefix_within_the_budget():

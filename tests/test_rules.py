@@ -89,16 +89,18 @@ def test_warmup_is_a_share_of_the_steps_and_capped(steps, warmup):
 class Inline:
     """A pool that does everything in this process, so that the studies share one (smaller) world."""
 
-    def submit(self, job, c):
+    def submit(self, job, *args):
         future = Future()
-        future.set_result(job(c))
+        future.set_result(job(*args))
         return future
 
 
-@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates", "complement", "schedules", "autoregression", "scaling"])
-def test_studies_run_in_their_quick_form(script, monkeypatch, capsys):
+@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates", "complement", "schedules", "autoregression", "scaling",
+                                    "mixing", "masking_pairs"])
+def test_studies_run_in_their_quick_form(script, monkeypatch, capsys, tmp_path):
     small = common.world(3000, 64)
     monkeypatch.setattr(common, "world", lambda: small)
+    monkeypatch.setattr(common, "CACHE", tmp_path)
     monkeypatch.setattr(common, "pool", lambda workers: Inline())
     monkeypatch.setattr(sys, "argv", [script, "--quick"])
     monkeypatch.setattr(common, "finish", None)                            # nothing may be written
