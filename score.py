@@ -47,6 +47,20 @@ def words(world, texts, wanted):
     return {"all": right, "whole phrase": right == 1}
 
 
+def reconstructions(run, n, seed):
+    """What the toy world's judges read right in true pictures and clips, and in what is left of them after their tokens:
+    {modality: {"n", "true", "tokens"}}, the shares with their standard errors."""
+    import toyworld
+    scenes, phrases, out = toyworld.scenes(n, seed), toyworld.phrases(n, seed), {}
+    judged = {"image": (list(toyworld.draw(scenes, seed)), lambda made: toyworld.judge_scenes(toyworld.read_pictures(np.stack(made)), scenes)),
+              "speech": (toyworld.speak(phrases, seed), lambda made: words(toyworld, toyworld.read_speech(made), phrases))}
+    for modality, (true, judge) in judged.items():
+        if modality in run.stream.codes:
+            again = decode(run, modality, run.tokenizers[modality].encode(true))
+            out[modality] = {"n": n, **{name: mean_and_error(judge(made)["all"]) for name, made in (("true", true), ("tokens", again))}}
+    return out
+
+
 def own_cells(run, n):
     """One's own data has no judge: captions and transcripts of held-out items are compared with the real ones."""
     cells, held = {}, safe.read_arrays(run.folder / "validation.npz")
@@ -97,7 +111,7 @@ def diversity(ids, repeats):
 
 def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
     """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
-    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`}."""
+    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
     out = {}
     for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items():
@@ -126,6 +140,8 @@ def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
         first = next(iter(cells.values()))[0][:8]
         again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
         result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
+    if toy:
+        out["tokenizers"] = reconstructions(run, n, seed)
     out["bound"] = bounds(run, bound_rows)
     return out
 
@@ -197,6 +213,8 @@ def table(scores):
                 lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% different, "
                              f"{spread['entropy']:.1f} nats")
             lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
+    for modality, r in scores.get("tokenizers", {}).items():
+        lines.append(f"{modality + ' tokenizer':35} {100 * r['tokens'][0]:5.1f} ± {100 * r['tokens'][1]:3.1f}%   of the true ones {100 * r['true'][0]:.1f}%")
     lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
     for name, entry in scores["bound"].items():
         unit = next((k for k in entry if k.startswith("bits_per_") and "token" not in k), None)

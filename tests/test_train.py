@@ -135,11 +135,12 @@ def test_end_to_end(trained):
     assert {f.name for f in folder.iterdir()} >= {"config.json", "checkpoint.pt", "text.json", "image.pt", "speech.pt", "log.jsonl",
                                                   "index.html", "scores.json", "validation.npz"}
     scores = json.loads((folder / "scores.json").read_text())
-    assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "bound"}
+    assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "bound", "tokenizers"}
     for task, result in scores.items():
-        if task != "bound":
+        if task not in ("bound", "tokenizers"):
             assert 0 <= result["accuracy"] <= 1 and result["n"] >= 2 and result["nfe"] > 0 and result["seconds"] > 0
-    assert {t for t in scores if "diversity" in scores[t]} == set(scores) - {"bound"}
+    assert {t for t in scores if "diversity" in scores[t]} == set(scores) - {"bound", "tokenizers"}
+    assert all(0 <= r["tokens"][0] <= r["true"][0] == 1 for r in scores["tokenizers"].values())
     assert all(s["diversity"]["entropy"] > 0 for s in scores.values() if "diversity" in s)
     assert len(scores["bound"]) == 7 and all(0 < b["nats_per_token"] < 20 for b in scores["bound"].values())
     assert "text-to-image" in done.stdout and not list(folder.rglob("*.tmp"))
