@@ -153,6 +153,7 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, **s
     many candidates has to fit (`most_fitting`)."""
     began, out, film, nfe = time.time(), [], [], []
     candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
+    batch = max(1, batch // candidates)                                            # rows that go through the network at a time
     for i in range(0, len(ids), batch):
         rows = run.stream.describe(kind, np.repeat(ids[i:i + batch], candidates, 0))
         high = rows.high - before_content(run, kind, rows)

@@ -6,7 +6,7 @@ The paper (arXiv 2602.21472) trains on a mix of its own choice; what each modali
 Set-up: experiments/common.py, `trimodal`; width 64, depth 2, steps of 1,536 tokens, joint masking, bound weighting, every token alike; ten
 mixes, two totals, two seeds. For each kind L = E + B / (own + c * others)^b: c is what a token of the others is worth in own ones.
 Intervals (10 to 90%): fits to runs drawn anew with replacement.
-On two cores about 20 minutes:  python experiments/mixing.py      writes results/mixing.json and .png
+On two cores about 15 minutes:  python experiments/mixing.py      writes results/mixing.json and .png
 """
 import argparse
 import itertools
@@ -53,7 +53,7 @@ def best_mix(laws, total, weights, parts=40):
     return min(made)[1]
 
 
-def study(folder, world=(2_500, 10_000), mixes=MIXES, totals=(400_000, 800_000), seeds=(0, 1), draws=100):
+def study(folder, world=(2_500, 10_000), mixes=MIXES, totals=(300_000, 600_000), seeds=(0, 1), draws=100):
     common.trimodal(*world)                                                # made once, before the workers read it
     cells = list(itertools.product(totals, mixes, seeds))
     configs = [common.base(tokens=total, seed=seed, trimodal=list(world), mix={k: s for k, s in zip(KINDS, mix) if s}) for total, mix, seed in cells]

@@ -4,9 +4,10 @@ Question: five sizes times five token budgets, settings carried from one tuned p
 L(N, D) = E + A / N^a + B / D^b and read off the tokens D* that suit N parameters at the least compute.
 The paper (arXiv 2602.21472): D* = 7754 N^0.84 (N total parameters, 80M to 3B). A toy of 0.01 to 1 million parameters on text of a
 world of one's own cannot confirm or refute that: other data has other exponents. What it can show is the method, and how wide its intervals are.
-Set-up: experiments/common.py; width 32 to 128, depth 1 to 4, steps of 16 rows, 0.09 to 1.5 million tokens, one seed; N without
-embeddings and head. Intervals: 200 fits to points drawn anew with replacement.
-On two cores about 10 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
+Set-up: experiments/common.py, `trimodal`; width 32 to 128, depth 1 to 4, a third of the tokens of each kind, joint masking, steps of 1,536
+tokens, 0.05 to 0.75 million tokens, one seed; N without embeddings and head. Bounds of each kind's rows and of all tokens. Intervals (10 to
+90%): fits to points drawn anew with replacement.
+On two cores about 15 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
 """
 import argparse
 
@@ -16,8 +17,9 @@ import common
 from common import data, models, train
 
 SHAPES = [dict(width=w, depth=d) for w, d in ((32, 1), (64, 1), (64, 2), (96, 3), (128, 4))]
-BUDGETS = (93_750, 187_500, 375_000, 750_000, 1_500_000)
-EXPONENTS = np.linspace(0.1, 2.0, 39)
+BUDGETS = (46_875, 93_750, 187_500, 375_000, 750_000)
+EXPONENTS = np.linspace(0.1, 2.0, 20)
+PARTS = {"text": "text: text", "image-text": "image-text: joint", "speech-text": "speech-text: joint"}
 
 
 def fit_law(N, D, L):
@@ -46,7 +48,22 @@ def frontier(law, N):
     return (b * B / (a * A) * N ** a) ** (1 / b) if A > 0 and B > 0 else float("nan")
 
 
-def study(folder, shapes=SHAPES, budgets=BUDGETS, draws=200):
+def fitted(N, D, L, stderr, draws, rng):
+    """The law of one series of bounds, its intervals, and its frontier."""
+    law, drawn = fit_law(N, D, L), []
+    for _ in range(draws):
+        at = rng.integers(0, len(L), len(L))
+        if len(set(N[at])) > 2 and len(set(D[at])) > 2:
+            drawn.append(fit_law(N[at], D[at], L[at]))
+    interval = lambda values: [float(v) for v in np.nanpercentile(values, (10, 90))] if len(values) else None
+    return dict(points=[dict(N=n, D=d, bound=b, stderr=e) for n, d, b, e in zip(N, D, L, stderr)],
+                law=dict(zip("EAaBb", law)), intervals={k: interval([d[i] for d in drawn]) for i, k in enumerate("EAaBb")},
+                slope=law[2] / law[4], slope_interval=interval([d[2] / d[4] for d in drawn]),
+                frontier=[dict(N=n, D=frontier(law, n), paper=7754 * n ** 0.84) for n in sorted(set(N.tolist()))])
+
+
+def study(folder, world=(2_500, 10_000), shapes=SHAPES, budgets=BUDGETS, draws=100):
+    common.trimodal(*world)                                                # made once, before the workers read it
     tuned = common.base()
     point = {**train.BASE, **{k: tuned[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay")}, "batch": 16 * common.LENGTH,
              "tokens": tuned["tokens"]}
@@ -54,38 +71,35 @@ def study(folder, shapes=SHAPES, budgets=BUDGETS, draws=200):
     for shape in shapes:
         for tokens in budgets:
             rule = train.batch_rule(16 * common.LENGTH, tokens, point)
-            configs.append(common.base(**shape, tokens=tokens, **{k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay")}))
+            configs.append(common.base(**shape, tokens=tokens, trimodal=list(world), mix={k: 1 / len(PARTS) for k in PARTS},
+                                       **{k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay")}))
     results = common.run_all(folder / "scaling-runs.json", configs)
     count = lambda shape: models.count(models.Transformer(models.ModelConfig(8, 8, **shape, head_dim=32)))["non_embedding"]
     N = np.array([count(s) for s in shapes for _ in budgets], float)
-    D, L = np.array([t for _ in shapes for t in budgets], float), np.array([r["bound"] for r in results])
-    law, rng, drawn = fit_law(N, D, L), data.rng(0, 41), []
-    for _ in range(draws):
-        at = rng.integers(0, len(L), len(L))
-        if len(set(N[at])) > 2 and len(set(D[at])) > 2:
-            drawn.append((*fit_law(N[at], D[at], L[at]), ))
-    interval = lambda values: [float(v) for v in np.nanpercentile(values, (10, 90))] if len(values) else None
-    return dict(points=[dict(N=n, D=d, bound=b, stderr=r["stderr"]) for n, d, b, r in zip(N, D, L, results)],
-                law=dict(zip("EAaBb", law)), intervals={k: interval([d[i] for d in drawn]) for i, k in enumerate("EAaBb")},
-                slope=law[2] / law[4], slope_interval=interval([d[2] / d[4] for d in drawn]),
-                frontier=[dict(N=n, D=frontier(law, n), paper=7754 * n ** 0.84) for n in sorted(set(N.tolist()))])
+    D, rng = np.array([t for _ in shapes for t in budgets], float), data.rng(0, 41)
+    bounds = {part: np.array([r["bounds"][name] for r in results]).T for part, name in PARTS.items()}            # (2, runs)
+    bounds["all"] = np.stack((sum(b[0] for b in bounds.values()) / 3, np.sqrt(sum(b[1] ** 2 for b in bounds.values())) / 3))
+    return {part: fitted(N, D, *b, draws, rng) for part, b in bounds.items()}
 
 
 def draw(result):
-    figure, (left, right) = common.figure(2)
-    for n in sorted({p["N"] for p in result["points"]}):
-        mine = [p for p in result["points"] if p["N"] == n]
-        line = left.errorbar([p["D"] for p in mine], [p["bound"] for p in mine], [p["stderr"] for p in mine], marker="o", ms=3, lw=0, elinewidth=1,
-                             label=f"N = {n / 1000:.0f}k")
-        E, A, a, B, b = (result["law"][k] for k in "EAaBb")
-        D = np.geomspace(min(p["D"] for p in mine), max(p["D"] for p in mine), 40)
-        left.plot(D, E + A / n ** a + B / D ** b, lw=1, color=line.lines[0].get_color())
-    left.set(xscale="log", xlabel="tokens D", ylabel="bound, nats a token", title="points and fit")
-    left.legend(fontsize=7)
-    right.loglog([p["N"] for p in result["frontier"]], [p["D"] for p in result["frontier"]], marker="o", label="here")
-    right.loglog([p["N"] for p in result["frontier"]], [p["paper"] for p in result["frontier"]], ls=":", label="7754 N^0.84, far outside its range")
-    right.set(xlabel="parameters N", ylabel="tokens D*", title="least compute")
-    right.legend(fontsize=7)
+    figure, panels = common.figure(5, figsize=(20, 3.8))
+    for panel, (part, r) in zip(panels, result.items()):
+        for n in sorted({p["N"] for p in r["points"]}):
+            mine = [p for p in r["points"] if p["N"] == n]
+            line = panel.errorbar([p["D"] for p in mine], [p["bound"] for p in mine], [p["stderr"] for p in mine], marker="o", ms=3, lw=0, elinewidth=1,
+                                  label=f"N = {n / 1000:.0f}k")
+            E, A, a, B, b = (r["law"][k] for k in "EAaBb")
+            D = np.geomspace(min(p["D"] for p in mine), max(p["D"] for p in mine), 40)
+            panel.plot(D, E + A / n ** a + B / D ** b, lw=1, color=line.lines[0].get_color())
+        panel.set(xscale="log", xlabel="tokens D, of all kinds", title=part + ("" if part != "text" else ", nats a token"))
+    panels[0].legend(fontsize=7)
+    for part, r in result.items():
+        panels[4].loglog([p["N"] for p in r["frontier"]], [p["D"] for p in r["frontier"]], marker="o", label=part)
+    panels[4].loglog([p["N"] for p in r["frontier"]], [p["paper"] for p in r["frontier"]], ls=":", label="7754 N^0.84, far outside its range")
+    panels[4].set(xlabel="parameters N", title="tokens D* of least compute")
+    panels[4].xaxis.set_minor_formatter(lambda *_: "")
+    panels[4].legend(fontsize=7)
     return figure
 
 
@@ -93,12 +107,12 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="three sizes, three budgets, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((SHAPES[:3], (8_000, 16_000, 32_000), 5) if quick else ()))
-    print("rate of fall: L = E + A / N^a + B / D^b with " + ", ".join(f"{k} = {v:.3g} ({' to '.join(f'{x:.3g}' for x in result['intervals'][k] or [])})"
-                                                      for k, v in result["law"].items()))
-    print(f"D* grows as N^{result['slope']:.2f} (" + " to ".join(f"{x:.2f}" for x in result["slope_interval"] or []) + "); the paper: N^0.84")
-    for p in result["frontier"]:
-        print(f"  N = {p['N']:.3g}: D* = {p['D']:.3g}")
+    result = study(common.results_folder(quick), *(((20, 200), SHAPES[:3], (8_000, 16_000, 32_000), 5) if quick else ()))
+    for part, r in result.items():
+        print(f"{part}, rate of fall: L = E + A / N^a + B / D^b with " + ", ".join(
+            f"{k} = {v:.3g} ({' to '.join(f'{x:.3g}' for x in r['intervals'][k] or [])})" for k, v in r["law"].items()))
+        print(f"  D* grows as N^{r['slope']:.2f} (" + " to ".join(f"{x:.2f}" for x in r["slope_interval"] or []) + "); the paper: N^0.84; "
+              + ", ".join(f"N = {p['N']:.3g}: D* = {p['D']:.3g}" for p in r["frontier"]))
     if not quick:
         common.finish("scaling", result, draw(result))
 

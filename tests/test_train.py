@@ -302,6 +302,18 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
         assert kept.tolist() == [2, 4, 10] and nfe == 6
 
 
+def test_several_runs_make_one_table(trained, tmp_path):
+    """Mean and standard deviation of two runs' scores, by hand."""
+    scores = json.loads((trained[0] / "scores.json").read_text())
+    cell = {task: scores[task]["cells"]["seen"] for task in ("text-to-speech", "speech-to-text")}
+    for n, (said, heard) in enumerate(((0.5, 0.9), (0.7, 0.9))):
+        cell["text-to-speech"]["all"], cell["speech-to-text"]["all"] = said, heard
+        (tmp_path / f"{n}.json").write_text(json.dumps(scores))
+    lines = run("experiments/seeds.py", tmp_path / "0.json", tmp_path / "1.json").stdout.splitlines()
+    assert any(line.startswith("| text-to-speech | seen | 60 ± 14 | 50, 70 | whole phrase") for line in lines)
+    assert any(line.startswith("| speech-to-text | seen | 90 ± 0 | 90, 90 | whole phrase") for line in lines)
+
+
 def test_candidates_are_paid_for(trained):
     run = sample.load_run(trained[0], torch.device("cpu"))
     made = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=3, steps=4, guidance=1.0)
