@@ -61,7 +61,18 @@ def trimodal(steps=2_500, items=10_000):
     args = flags.parser().parse_args(["--image-steps", str(steps), "--speech-steps", str(steps), "--pictures", str(items),
                                       "--passages", str(items), "--utterances", str(3 * items // 10)])
     made_by = [(HERE.parent / name).read_bytes() for name in ("toyworld.py", "data.py", "tokenizers/image.py", "tokenizers/audio.py")]
-    folder = CACHE / data.digest(steps, items, *made_by)
+    return prepared(args, CACHE / data.digest(steps, items, *made_by))
+
+
+@functools.lru_cache(maxsize=1)
+def own_text(path):
+    """One's own text, by train.py's own steps (the last tenth is held out)."""
+    args = flags.parser().parse_args(["--text", path, "--text-length", str(LENGTH), "--vocab-size", "1024"])
+    return prepared(args, CACHE / data.digest("text", *(p.read_bytes() for p in sorted(Path(path).rglob("*.txt")) or [Path(path)])))
+
+
+def prepared(args, folder):
+    """The world that flags of train.py describe, made in folder or read from there."""
     stream, rows, held = prepare.prepare(prepare.gather(args), args, folder, torch.device("cpu"), prepare.Clock(time.time()))
     if not (folder / "validation.npz").exists():
         safe.write_arrays(folder / "validation.npz", **held)
@@ -70,7 +81,7 @@ def trimodal(steps=2_500, items=10_000):
 
 
 def world_of(c):
-    return trimodal(*c["trimodal"]) if "trimodal" in c else world()
+    return trimodal(*c["trimodal"]) if "trimodal" in c else own_text(c["text"]) if "text" in c else world()
 
 
 def run_of(net, w):
@@ -81,7 +92,7 @@ def run_of(net, w):
 def held_out_nats(net, stream, rows, rounds=4):
     """Nats a token on rows (N, L) and its standard error: the bound, with the same masks for every network, or of a causal
     network -log p itself, over the same tokens."""
-    d = stream.describe("text", rows)
+    d = stream.describe("text", rows.astype(np.int64))
     ids, place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (d.ids, d.place, d.doc, d.low, d.high))
     noisy = torch.from_numpy(d.member >= 0)
     with torch.no_grad():
@@ -123,7 +134,7 @@ def trained(c):
     {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
     "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
     twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps;
-    "optimizer" (adamw). For all three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if
+    "optimizer" (adamw); "text", a file or folder of one's own instead of the passages. For all three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if
     there "modes" (joint), "weighting", "time_power" and "loss_weights" as train.py has them (every token alike).
     """
     torch.set_num_threads(1)

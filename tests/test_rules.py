@@ -1,5 +1,6 @@
 """The rules at work: coordinates that stay of one size, and an optimizer that does not see the batch size."""
 import importlib
+import json
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -107,3 +108,18 @@ def test_studies_run_in_their_quick_form(script, monkeypatch, capsys, tmp_path):
     importlib.import_module(script).main()
     out = capsys.readouterr().out
     assert "nan" not in out and out.count("\n") >= 2 and ("±" in out or "slope" in out or "rate" in out), out
+
+
+def test_the_twin_study_on_a_text_of_ones_own(monkeypatch, capsys, tmp_path):
+    """Bits a character are nats a token times tokens over characters: by hand from the file it writes."""
+    (tmp_path / "a.txt").write_text("".join(f"line {n}: so long as men can breathe or eyes can see\n" for n in range(120)), encoding="utf-8")
+    monkeypatch.setattr(common, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(common, "pool", lambda workers: Inline())
+    monkeypatch.setattr(sys, "argv", ["twin", "--quick", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path)])
+    importlib.import_module("twin").main()
+    result, out = json.loads((tmp_path / "twin.json").read_text()), capsys.readouterr().out
+    text = (tmp_path / "a.txt").read_text(encoding="utf-8")
+    assert result["characters"] == len(text) - int(0.9 * len(text))
+    for arm in result["arms"].values():
+        bits = arm["nats_per_token"][0] * result["held_tokens"] / np.log(2) / result["characters"]
+        assert arm["bits_per_character"] == pytest.approx(bits) and f"{bits:.3f} ±" in out

@@ -1,0 +1,63 @@
+"""Masked diffusion and its autoregressive twin on one's own text, in bits a character.
+
+Question: the default network (width 192, depth 3, Muon) with and without a causal mask, the same tokens of the same text: how many bits does a
+held-out character cost?
+Set-up: experiments/common.py, `own_text` (byte pairs of a vocabulary of 1,024, rows of 96, the last tenth of each text held out); steps of 8 rows, the
+learning rates of the batch rule times 0.5, 1 and 2, chosen for each of the two at a quarter of the tokens by the held-out text, then --seeds
+runs of 3M tokens. Diffusion's figure is its bound. Standard errors are those of the held-out rows; with several seeds theirs is printed, too.
+On two cores about 30 minutes:  python experiments/twin.py --text shakespeare.txt --out out/twin
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import common
+from common import models, safe, score, train
+
+FACTORS = (0.5, 1.0, 2.0)
+ARMS = {"masked diffusion": False, "autoregression": True}
+
+
+def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
+    w = common.own_text(path)
+    held = w.held["text"]
+    noisy = int((w.stream.describe("text", held.astype(np.int64)).member >= 0).sum())
+    characters = sum(len(t) for t in w.tokenizers["text"].decode(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")))
+
+    def config(total, seed, causal, factor):
+        rule = train.batch_rule(8 * common.LENGTH, total, train.BASE)
+        rule = {k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")}
+        return dict(common.base(tokens=total, seed=seed, **rule), **{**models.PRESETS["toy"], **shape}, base_width=192, base_depth=3, batch=8, rates={},
+                    optimizer="muon", causal=causal, text=path, lr=factor * rule["lr"], muon_lr=factor * rule["muon_lr"])
+
+    made = {}
+    for name, causal in ARMS.items():
+        tried = common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors])
+        best = factors[int(np.argmin([r["bound"] if r["bound"] is not None else np.inf for r in tried]))]
+        runs = common.run_all(out / "twin-runs.json", [config(tokens, seed, causal, best) for seed in seeds])
+        bits = noisy / characters / np.log(2)
+        made[name] = dict(factor=best, nats_per_token=[r["bound"] for r in runs], stderr=[r["stderr"] for r in runs],
+                          bits_per_character=float(np.mean([r["bound"] for r in runs])) * bits, bits_stderr=runs[0]["stderr"] * bits,
+                          seeds_stderr=common.spread([r["bound"] for r in runs])[1] * bits if len(runs) > 1 else None)
+    return dict(tokens=tokens, seeds=len(seeds), held_rows=len(held), held_tokens=noisy, characters=characters, arms=made)
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--text", required=True, help="a .txt file or a folder of them")
+    args.add_argument("--out", default="out/twin", help="folder for the runs (kept, so that a stopped study goes on)")
+    args.add_argument("--tokens", type=int, default=3_000_000)
+    args.add_argument("--seeds", type=int, default=1)
+    args.add_argument("--quick", action="store_true", help="a tiny network and few tokens")
+    args = args.parse_args()
+    few = dict(tokens=8_000, factors=(1.0,), width=64, depth=1) if args.quick else dict(tokens=args.tokens)
+    result = study(args.text, Path(args.out), seeds=tuple(range(args.seeds)), **few)
+    safe.write_json(Path(args.out) / "twin.json", result)
+    for name, arm in result["arms"].items():
+        print(f"{name:17} {arm['bits_per_character']:.3f} ± {arm['bits_stderr']:.3f} bits a character (rates x {arm['factor']:g}"
+              + (f"; seeds differ by ± {arm['seeds_stderr']:.3f}" if arm["seeds_stderr"] is not None else "") + ")")
+
+
+if __name__ == "__main__":
+    main()
