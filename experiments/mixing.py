@@ -53,7 +53,7 @@ def best_mix(laws, total, weights, parts=40):
     return min(made)[1]
 
 
-def study(folder, world=(2_500, 10_000), mixes=MIXES, totals=(300_000, 600_000), seeds=(0, 1), draws=100):
+def study(folder, world=(2_500, 10_000), mixes=MIXES, totals=(250_000, 500_000), seeds=(0, 1), draws=100):
     common.trimodal(*world)                                                # made once, before the workers read it
     cells = list(itertools.product(totals, mixes, seeds))
     configs = [common.base(tokens=total, seed=seed, trimodal=list(world), mix={k: s for k, s in zip(KINDS, mix) if s}) for total, mix, seed in cells]
