@@ -82,11 +82,11 @@ def time_step(args, stream, rows, per_step, device, causal=False):
     """Median step of the diffusion model, or of its causal twin -> dict of parts in seconds and the share of head positions."""
     config = models.ModelConfig(stream.vocab, stream.places, **{**models.PRESETS[args.preset], **args.shape}, causal=causal)
     net = models.Transformer(config, seed=args.seed).to(device)
-    autocast = train.precision(args, device)[1]
+    dtype, autocast = train.precision(args, device)
     batches, sched = data.Batches(stream, rows, per_step, args.seed), diffusion.schedule(args.schedule)
-    optimizers = models.optimizers(net, train.batch_rule(1, 1, {**train.BASE, "batch": 1, "tokens": 1}), args.optimizer)
+    optimizers = models.optimizers(net, train.batch_rule(1, 1, {**train.BASE, "batch": 1, "tokens": 1}), args.optimizer, dtype)
     make = lambda i: train.to_device(train.next_tokens(batches, i) if causal else train.noised(batches, i, args, sched), device)
-    trunk = train.compiled_trunk(net) if args.compile != "off" else net.trunk
+    trunk = torch.compile(net.trunk) if args.compile != "off" else net.trunk
     head = []
 
     def step(i):
@@ -97,20 +97,16 @@ def time_step(args, stream, rows, per_step, device, causal=False):
         batch = make(i)
         head.append(sum(len(b["target"]) for b in batch.values()))
         lap()
-        forward = back = 0.0
-        for kind, b in batch.items():
-            part, _ = train.kind_loss(net, trunk, kind, b, args.loss_weights, autocast)
-            lap()
-            forward += marks[-1] - marks[-2]
-            part.backward()
-            lap()
-            back += marks[-1] - marks[-2]
+        loss, _ = train.loss_of(net, trunk, batch, args.loss_weights, autocast)
+        lap()
+        loss.backward()
+        lap()
         torch.nn.utils.clip_grad_norm_(list(net.parameters()), args.clip)
         for optimizer in optimizers:
             optimizer.step()
         net.zero_grad(set_to_none=True)
         lap()
-        return dict(forward=forward, backward=back, optimizer=marks[-1] - marks[-2], data=marks[1] - marks[0])
+        return dict(zip(("data", "forward", "backward", "optimizer"), np.diff(marks)))
 
     try:
         parts, steps = measure(step, device, args.steps)

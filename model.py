@@ -127,14 +127,15 @@ def param_groups(model, lr, eps, weight_decay):
 STACKED = {"qkv": 3, "gate_up": 2}  # matrices that are several in one
 
 
-def orthogonal(x, steps=5):
+def orthogonal(x, steps=5, dtype=torch.float32):
     """Nearly the nearest orthogonal matrix to each matrix (its singular values set to one): x (n, a, b) -> (n, a, b).
 
-    Newton-Schulz with Jordan's quintic: singular values above about 0.002 of the norm end between 0.7 and 1.2.
+    Newton-Schulz with Jordan's quintic: singular values above about 0.002 of the norm end between 0.7 and 1.2. dtype: of its
+    products and of what is returned; bfloat16 does (it is Jordan's choice).
     """
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         A = x @ x.mT                                                                               # (n, a, a)
         B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)                                     # (n, a, a)
@@ -146,8 +147,9 @@ class Muon(torch.optim.Optimizer):
     """Momentum, then steps of spectral norm lr * sqrt(max(1, rows / columns)), which keeps changes of activations of one
     size at any width: lr needs no width factor, only Complete(d)P's of depth. Decay as AdamW's: weight *= 1 - lr decay."""
 
-    def __init__(self, groups, momentum=0.95):
+    def __init__(self, groups, momentum=0.95, dtype=torch.float32):
         super().__init__(groups, dict(momentum=momentum))
+        self.dtype = dtype                                            # of the products, not of weights and momenta
 
     @torch.no_grad()
     def step(self):
@@ -162,7 +164,7 @@ class Muon(torch.optim.Optimizer):
                 parts = ahead.view(group["parts"], -1, ahead.shape[1])
                 todo.setdefault(parts.shape, []).append((p, parts))
             for (n, rows, columns), entries in todo.items():
-                made = orthogonal(torch.cat([parts for _, parts in entries])).split(n)
+                made = orthogonal(torch.cat([parts for _, parts in entries]), dtype=self.dtype).split(n)
                 for (p, _), update in zip(entries, made):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.reshape(p.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
@@ -171,11 +173,11 @@ class Muon(torch.optim.Optimizer):
 OPTIMIZERS = ("muon", "adamw")
 
 
-def optimizers(model, rule, name="adamw"):
+def optimizers(model, rule, name="adamw", dtype=torch.float32):
     """The optimizers of a training, each parameter in one of them exactly once. rule: what rules.py's `batch_rule` returns.
 
     adamw: one AdamW. muon: the hidden matrices by `Muon`, everything else as before; the rule's sqrt(kappa) and beta^kappa
-    apply to it too (a normalised step, like Adam's), its decay is such that lr * decay is AdamW's.
+    apply to it too (a normalised step, like Adam's), its decay is such that lr * decay is AdamW's. dtype: of Muon's products.
     """
     groups = param_groups(model, rule["lr"], rule["eps"], rule["weight_decay"])
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
@@ -190,7 +192,7 @@ def optimizers(model, rule, name="adamw"):
             decay = group["weight_decay"] * group["lr"] / lr
             matrices.append(dict(params=of, name="hidden", parts=parts, lr=lr, weight_decay=decay))
     return [torch.optim.AdamW([g for g in groups if g["name"] != "hidden"], betas=(rule["beta1"], rule["beta2"]), fused=fused),
-            Muon(matrices, momentum=rule["momentum"])]
+            Muon(matrices, rule["momentum"], dtype)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,10 +205,24 @@ def rope_table(length, head_dim, base, device):
 
 
 def rotate(x, cos, sin):
-    """Turn each pair (x1, x2) of a head by its position's angle. x: (B, H, L, Dh) -> same."""
-    x1, x2 = x.chunk(2, dim=-1)                                                                    # (B, H, L, Dh/2)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    """Turn each pair (x1, x2) of a head by its position's angle. x: (..., Dh); cos, sin: its halves' -> same."""
+    x1, x2 = x.chunk(2, dim=-1)                                                                    # (..., Dh/2)
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+
+
+def attention(q, k, v, allowed=None, causal=False):
+    """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool, who may see whom, or None -> (B, H, L, Dh)."""
+    if q.device.type != "cpu" or q.shape[2] > LONG:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
+    scores = q @ k.mT * q.shape[-1] ** -0.5                                                        # (B, H, L, L)
+    if causal and allowed is None:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+LONG = 512  # tokens up to which a CPU is quicker without the fused kernel: its backward is up to ten times slower in bf16
 
 
 class Block(nn.Module):
@@ -223,24 +239,27 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(D, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, D, bias=False)
 
-    def attention(self, x, cos, sin, attend):
-        B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)      # 3 x (B, H, L, Dh)
-        q = rotate(F.rms_norm(q.float(), q.shape[-1:], self.q_gain), cos, sin).to(v.dtype)         # (B, H, L, Dh)
-        k = rotate(F.rms_norm(k.float(), k.shape[-1:], self.k_gain), cos, sin).to(v.dtype)         # (B, H, L, Dh)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,
-                                           is_causal=self.config.causal and attend is None)       # (B, H, L, Dh)
-        return self.out(y.transpose(1, 2).reshape(B, L, D))                                        # (B, L, D)
+    def attention(self, x, cos, sin, rows):
+        qkv = self.qkv(x).unflatten(1, (3, -1, self.config.head_dim))                              # (T, 3, H, Dh)
+        qk = F.rms_norm(qkv[:, :2].float(), (self.config.head_dim,))                               # (T, 2, H, Dh)
+        qk = rotate(qk * torch.stack((self.q_gain, self.k_gain))[:, None], cos, sin)               # (T, 2, H, Dh)
+        qkv = torch.cat((qk.to(qkv.dtype), qkv[:, 2:]), 1)                                         # (T, 3, H, Dh)
+        mixed = []
+        for part, (shape, allowed) in zip(qkv.split([B * L for (B, L), _ in rows]), rows):         # rows of one length
+            q, k, v = part.unflatten(0, shape).permute(2, 0, 3, 1, 4)                              # 3 x (B, H, L, Dh)
+            y = attention(q, k, v, allowed, self.config.causal)                                    # (B, H, L, Dh)
+            mixed.append(y.transpose(1, 2).flatten(2).flatten(0, 1))                               # (B L, D)
+        return self.out(torch.cat(mixed))                                                          # (T, D)
 
     def mlp(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)                                                # (B, L, hidden)
-        return self.down(F.silu(gate) * up)                                                        # (B, L, D)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)                                                # (T, hidden)
+        return self.down(F.silu(gate) * up)                                                        # (T, D)
 
-    def forward(self, x, cos, sin, attend):
+    def forward(self, x, cos, sin, rows):
         scale = self.config.m_L ** -self.config.alpha          # keeps the sum over depth of one size
-        x = x + scale * self.attention(F.rms_norm(x, x.shape[-1:], self.attn_norm), cos, sin, attend)
+        x = x + scale * self.attention(F.rms_norm(x, x.shape[-1:], self.attn_norm), cos, sin, rows)
         x = x + scale * self.mlp(F.rms_norm(x, x.shape[-1:], self.mlp_norm))
-        return x                                                                                   # (B, L, D)
+        return x                                                                                   # (T, D)
 
 
 class Transformer(nn.Module):
@@ -272,26 +291,30 @@ class Transformer(nn.Module):
                 std /= math.sqrt(parameter.shape[1] / self.config.m_N)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
-    def trunk(self, ids, place, doc=None):
-        """Everything below the head. ids, place: (B, L) int64; doc: (B, L) document number, or None for one a row.
+    def trunk(self, *groups):
+        """Everything below the head. groups: any number of (ids (B, L), place (B, L), doc (B, L) or None), each with a B and L of its
+        own; doc numbers the documents of packed rows, None is one a row. Tokens attend within their own document only.
 
-        Tokens attend within their own document only. Returns the normed hidden states (B, L, D).
+        All but attention works on single tokens, so the rows of all groups go through it as one list. Returns the normed
+        hidden states of all tokens, (T, D), T the sum of all B L.
         """
-        x = self.embed(ids) + self.place(place)                                                    # (B, L, D)
-        cos, sin = rope_table(ids.shape[1], self.config.head_dim, self.config.rope_base, ids.device)
-        attend = None
-        if doc is not None:
-            attend = (doc[:, :, None] == doc[:, None, :])[:, None]                                 # (B, 1, L, L)
-            if self.config.causal:
-                attend = attend & torch.ones(attend.shape[-2:], dtype=torch.bool, device=ids.device).tril()
+        ids, place = (torch.cat([group[n].flatten() for group in groups]) for n in (0, 1))         # (T,)
+        x, rows = self.embed(ids) + self.place(place), []                                          # (T, D)
+        for ids, _, doc in groups:
+            allowed = None if doc is None else (doc[:, :, None] == doc[:, None, :])[:, None]       # (B, 1, L, L)
+            if allowed is not None and self.config.causal:
+                allowed = allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool, device=ids.device).tril()
+            rows.append((ids.shape, allowed))
+        cos, sin = rope_table(max(L for (_, L), _ in rows), self.config.head_dim, self.config.rope_base, x.device)
+        cos, sin = (torch.cat([z[:L].repeat(B, 1) for (B, L), _ in rows])[:, None, None] for z in (cos, sin))  # (T, 1, 1, Dh/2)
         for block in self.blocks:
-            x = block(x, cos, sin, attend)                                                         # (B, L, D)
-        return F.rms_norm(x, x.shape[-1:], self.final_norm)                                        # (B, L, D)
+            x = block(x, cos, sin, rows)                                                           # (T, D)
+        return F.rms_norm(x, x.shape[-1:], self.final_norm)                                        # (T, D)
 
     def forward(self, ids, place, doc=None, select=None):
         """Logits in float32: (B, L, V), or (M, V) for the M positions of the boolean `select` (B, L), row by row."""
-        x = self.trunk(ids, place, doc)                                                            # (B, L, D)
-        return self.unembed(x if select is None else x[select]).float()                            # (M, V)
+        x = self.trunk((ids, place, doc))                                                          # (B L, D)
+        return self.unembed(x.view(*ids.shape, -1) if select is None else x[select.flatten()]).float()
 
 
 def build(vocab, places, preset="toy", seed=0, **changes):

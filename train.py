@@ -108,24 +108,28 @@ def next_tokens(batches, step):
     return out
 
 
-def kind_loss(net, trunk, kind, b, weights, autocast):
-    """Loss of one kind's rows and its terms by member in nats a token, from a batch as `noised` or `next_tokens` make it."""
+def loss_of(net, trunk, batch, weights, autocast):
+    """Loss of a batch as `noised` or `next_tokens` make it and its terms {kind/modality: nats a token}: rows of all kinds go through
+    the trunk together, their masked tokens through the head."""
+    names, parts = [f"{kind}/{m}" for kind in batch for m in KINDS[kind]], list(batch.values())
+    masked, *fields, counts = (torch.cat([b[n].flatten() for b in parts]) for n in ("masked", "target", "low", "high", "weight", "counts"))
+    first = np.cumsum([0] + [len(b["counts"]) for b in parts])                                       # of a kind's terms
+    term = torch.cat([b["member"] + int(n) for b, n in zip(parts, first)])                           # (M,)
     with autocast():
-        hidden = trunk(b["x"], b["place"], b["doc"])[b["masked"]]                                    # (M, D)
+        hidden = trunk(*((b["x"], b["place"], b["doc"]) for b in parts))[masked]                     # (M, D)
 
     def nll(hidden, target, low, high):
         with autocast():
             logits = net.unembed(hidden)                                                             # (m, V)
         return diffusion.token_nll(logits, target, low, high)                                        # (m,)
 
-    chunk = max(1, HEAD_LOGITS // net.config.vocab)
-    parts = list(zip(*(z.split(chunk) for z in (hidden, b["target"], b["low"], b["high"]))))
-    if len(parts) > 1:                                   # logits that do not fit at once are made again on the way back
-        parts = [checkpoint(nll, *part, use_reentrant=False) for part in parts]
+    chunks = list(zip(*(z.split(max(1, HEAD_LOGITS // net.config.vocab)) for z in (hidden, *fields[:3]))))
+    if len(chunks) > 1:                                  # logits that do not fit at once are made again on the way back
+        nats = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
     else:
-        parts = [nll(*part) for part in parts]
-    split = diffusion.weighted_terms(torch.cat(parts) if parts else hidden.new_zeros(0), b["weight"], b["member"], b["counts"])
-    return sum(weights.get(f"{kind}/{m}", 0.2) * v for m, v in zip(KINDS[kind], split)), split
+        nats = [nll(*chunk) for chunk in chunks]
+    split = diffusion.weighted_terms(torch.cat(nats) if nats else hidden.new_zeros(0), fields[3], term, counts)
+    return (split * split.new_tensor([weights.get(n, 0.2) for n in names])).sum(), dict(zip(names, split.detach()))
 
 
 def rows_of(b, first, last):
@@ -141,20 +145,20 @@ def backward(net, trunk, batch, weights, autocast, micro=0, parallel=None):
     A term belongs to one member of one kind of row: the sum over masked tokens of weight * nll, over all its tokens subject
     to noise; with --weighting bound and no --time-power it estimates the bound. The loss is their weighted sum (`weights`;
     a caption of ten tokens would hardly count beside a picture of 19 if all tokens counted alike). One forward and
-    backward for `micro` rows of a kind (0: all of them). parallel: a DistributedDataParallel of `KindLoss`; gradients are
+    backward for `micro` rows of every kind (0: all of them). parallel: a DistributedDataParallel of `Loss`; gradients are
     then exchanged once, in the last backward, and terms and loss are those of this process' rows.
     """
-    parts = [(kind, rows_of(b, i, i + (micro or len(b["x"])))) for kind, b in batch.items()
-             for i in range(0, len(b["x"]), micro or len(b["x"]))]
+    most = max(len(b["x"]) for b in batch.values())
+    micro = micro or most
+    parts = [{kind: rows_of(b, i, i + micro) for kind, b in batch.items() if i < len(b["x"])} for i in range(0, most, micro)]
     terms, loss = {}, 0.0
-    for n, (kind, b) in enumerate(parts):
+    for n, part in enumerate(parts):
         wait = parallel.no_sync() if parallel and n + 1 < len(parts) else contextlib.nullcontext()
         with wait:
-            part, split = (parallel(kind, b) if parallel else kind_loss(net, trunk, kind, b, weights, autocast))
-            (part * world_size()).backward()                          # DistributedDataParallel takes the mean over processes
-        loss = loss + part.detach()
-        for m, v in zip(KINDS[kind], split.detach()):
-            terms[f"{kind}/{m}"] = terms.get(f"{kind}/{m}", 0.0) + v
+            value, split = parallel(part) if parallel else loss_of(net, trunk, part, weights, autocast)
+            (value * world_size()).backward()                         # DistributedDataParallel takes the mean over processes
+        loss = loss + value.detach()
+        terms = {name: terms.get(name, 0.0) + split.get(name, 0.0) for name in {**terms, **split}}
     return terms, loss
 
 
@@ -174,16 +178,16 @@ def my_device(name):
     return f"cuda:{os.environ['LOCAL_RANK']}" if name in ("auto", "cuda") and world_size() > 1 and torch.cuda.is_available() else name
 
 
-class KindLoss(torch.nn.Module):
-    """`kind_loss` as a module, which is what DistributedDataParallel wraps."""
+class Loss(torch.nn.Module):
+    """`loss_of` as a module, which is what DistributedDataParallel wraps."""
 
     def __init__(self, net, *fixed):
         super().__init__()
         self.net, self.fixed = net, fixed
 
-    def forward(self, kind, b):
+    def forward(self, batch):
         trunk, weights, autocast = self.fixed
-        return kind_loss(self.net, trunk, kind, b, weights, autocast)
+        return loss_of(self.net, trunk, batch, weights, autocast)
 
 
 def my_share(batch):
@@ -219,26 +223,20 @@ def summed(terms, loss, device):
     return terms, loss
 
 
-def compiled_trunk(net):
-    """The trunk through torch.compile; packed rows (a mask of documents) stay eager."""
-    fast = torch.compile(net.trunk, dynamic=True)
-    return lambda ids, place, doc: (fast if doc is None else net.trunk)(ids, place, doc)
-
-
 def faster_trunk(net, args, device, step_seconds):
     """The trunk, compiled where that pays, and the seconds of a step (None if not needed). Settles --compile auto for resuming.
 
-    auto compiles on CUDA, and on a CPU when the planned training is long enough to win the compiler's half minute
-    back; what it compiles is measured and kept only if faster; `on` keeps it anyway.
+    auto compiles on CUDA, and on a CPU when at least five minutes are planned, which win the compiler's half minute back;
+    what it compiles is measured and kept only if faster; `on` keeps it anyway.
     """
     if args.compile == "off" and args.steps:
         return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)
     planned = args.steps * eager if args.steps else 60 * args.minutes
-    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 600):
+    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 300):
         args.compile = "off"
         return net.trunk, eager
-    start, trunk = time.time(), compiled_trunk(net)
+    start, trunk = time.time(), torch.compile(net.trunk)
     try:
         seconds = step_seconds(trunk)
     except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
@@ -254,7 +252,7 @@ def train(args, folder, stream, rows, device):
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
     args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
-    autocast, sched, views = precision(args, device)[1], diffusion.schedule(args.schedule), 2 if args.complement else 1
+    (dtype, autocast), sched, views = precision(args, device), diffusion.schedule(args.schedule), 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
     if min(per_step.values()) < world_size():
         raise UsageError(f"--batch-tokens {args.batch_tokens} is {per_step} rows a step: fewer than {world_size()} processes")
@@ -265,7 +263,7 @@ def train(args, folder, stream, rows, device):
     began = time.time()
 
     def step_seconds(trunk, n=8):
-        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer)
+        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, dtype)
         for group in (g for o in idle for g in o.param_groups):
             group["lr"] = 0.0                        # a step costs the same and changes nothing
         for batch in [to_device(my_share(noised(batches, i, args, sched)), device) for i in range(n)]:   # in training made ahead
@@ -285,7 +283,7 @@ def train(args, folder, stream, rows, device):
     base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
-    optimizers = models.optimizers(net, rule, args.optimizer)
+    optimizers = models.optimizers(net, rule, args.optimizer, dtype)
     for group in (g for o in optimizers for g in o.param_groups):
         group["base_lr"] = group["lr"]
     ema = [p.detach().clone() for p in net.parameters()]
@@ -299,7 +297,7 @@ def train(args, folder, stream, rows, device):
     groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
     parallel = None
     if world_size() > 1:
-        parallel = torch.nn.parallel.DistributedDataParallel(KindLoss(net, trunk, args.loss_weights, autocast))
+        parallel = torch.nn.parallel.DistributedDataParallel(Loss(net, trunk, args.loss_weights, autocast))
     chief = rank() == 0
     if chief:
         write_json(folder / "config.json", {

@@ -78,7 +78,7 @@ def test_a_batch_of_mixed_kinds_equals_its_parts():
     net.zero_grad()
     apart = [train.backward(net, net.trunk, {k: b}, args.loss_weights, no_autocast) for k, b in batch.items()]
     assert float(loss) == pytest.approx(sum(float(part) for _, part in apart), rel=1e-6)
-    assert all(torch.equal(terms[n], v) for part, _ in apart for n, v in part.items())
+    assert all(torch.allclose(terms[n], v, atol=1e-6) for part, _ in apart for n, v in part.items())
     assert all(torch.allclose(together[n], p.grad, atol=1e-6) for n, p in net.named_parameters())
 
 
@@ -206,11 +206,10 @@ def test_the_autoregressive_twin_predicts_every_token_from_those_before_it():
     causal = models.Transformer(replace(net.config, causal=True))
     b = batch["text"]
     x = b["x"].clone()
-    before = causal.trunk(x, b["place"], b["doc"])
+    read = lambda network, x: network.trunk((x, b["place"], b["doc"])).view(*x.shape, -1)[:, :-1]     # all but the last token
+    before, plain = read(causal, x), read(net, x)
     x[:, -1] = data.MASK
-    after = causal.trunk(x, b["place"], b["doc"])
-    assert torch.equal(before[:, :-1], after[:, :-1]) and not torch.equal(net.trunk(x, b["place"], b["doc"])[:, :-1],
-                                                                          net.trunk(b["x"], b["place"], b["doc"])[:, :-1])
+    assert torch.equal(before, read(causal, x)) and not torch.equal(plain, read(net, x))
 
 
 def test_every_task_writes_its_output(trained, tmp_path):
