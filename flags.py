@@ -53,10 +53,10 @@ def parser(text=None):
     g.add_argument("--longest-clip", type=float, default=20.0, help="seconds of a clip")
     g.add_argument("--kinds", type=lambda s: s.split(","), default=list(KINDS), help="of the toy world: a subset of "
                    + ",".join(KINDS))
-    g.add_argument("--pictures", type=int, default=10_000, help="of the toy world")
-    g.add_argument("--passages", type=int, default=10_000, help="of the toy world")
-    g.add_argument("--utterances", type=int, default=3_000, help="of the toy world")
-    g.add_argument("--mix", type=shares, default=shares("text=0.22,image-text=0.48,speech-text=0.3"),
+    g.add_argument("--pictures", type=int, default=30_000, help="of the toy world")
+    g.add_argument("--passages", type=int, default=30_000, help="of the toy world")
+    g.add_argument("--utterances", type=int, default=6_000, help="of the toy world")
+    g.add_argument("--mix", type=shares, default=shares("text=0.26,image-text=0.44,speech-text=0.3"),
                    help="share of the training tokens of each kind")
     g.add_argument("--text-length", type=int, default=96, help="tokens in a row of packed text")
     g = p.add_argument_group("tokenizers")

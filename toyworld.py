@@ -181,11 +181,20 @@ def draw(scenes, seed):
     n = len(scenes)
     jitter = 2 * r.integers(-2, 3, (n, 2)), 2 * r.integers(-1, 2, (n, 2, 2))
     light = r.integers(-2, 3, (n, 1, 1, 1))
+    out = np.empty((n, SIDE, SIDE, 3), np.uint8)
+    for i in range(0, n, 2048):                                             # to bound the memory
+        part = slice(i, i + 2048)
+        image = _paint(scenes[part], jitter[0][part], jitter[1][part])
+        out[part] = np.clip(np.rint(image + light[part]), 0, 255)
+    return out
+
+
+def _paint(scenes, alone_jitter, pair_jitter):
     sizes, names = list(RADIUS), list(COLOURS)
     colours = np.array(list(COLOURS.values()), np.float32)
-    image = np.empty((n, SIDE, SIDE, 3), np.float32)
+    image = np.empty((len(scenes), SIDE, SIDE, 3), np.float32)
     image[:] = np.array([BACKGROUNDS[s.background] for s in scenes],
-                        np.float32).reshape(n, 1, 1, 3)
+                        np.float32).reshape(-1, 1, 1, 3)
     for which in (0, 1):
         rows = np.array([i for i, s in enumerate(scenes) if len(s.things) > which], int)
         if not len(rows):
@@ -194,13 +203,13 @@ def draw(scenes, seed):
         step = np.array([STEP.get(scenes[i].relation, (0, 0)) for i in rows])     # (M, 2)
         alone = (step == 0).all(1)[:, None]
         sign = 1 if which == 0 else -1
-        centre = SIDE // 2 + sign * step * (SIDE // 4) + np.where(alone, jitter[0][rows],
-                                                                 jitter[1][rows, which])
+        centre = SIDE // 2 + sign * step * (SIDE // 4) + np.where(alone, alone_jitter[rows],
+                                                                 pair_jitter[rows, which])
         mask = masks([sizes.index(t.size) for t in things], [SHAPES.index(t.shape) for t in things],
                      *centre.T)[..., None]
         paint = colours[[names.index(t.colour) for t in things]][:, None, None]
         image[rows] += mask * (paint - image[rows])
-    return np.clip(np.rint(image + light), 0, 255).astype(np.uint8)
+    return image
 
 
 # ------------------------------------------------------------------------------- picture judge

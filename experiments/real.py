@@ -22,7 +22,8 @@ from torch import nn
 from tqdm import tqdm
 
 import common
-from common import data, readers, safe, sample, score
+from common import data, safe, sample, score  # common finds the folder above
+import readers
 
 
 def classifier(pictures, labels, classes, seed=0, epochs=4, batch=64):
