@@ -19,7 +19,7 @@ from torch import nn
 
 from . import fsq
 
-SHARPNESS = 24.0  # of a pixel's shares of the palette's colours, by squared distance in [-1, 1]
+PURE = 0.05  # how much worse a plain colour may fit a pixel than a mixture of two and still be preferred
 
 
 @dataclass
@@ -67,7 +67,7 @@ def palette(x, count, contrast=0.02):
     One round of k-means over the pixels of plain areas, each centre started from the colour farthest from those found.
     First comes the one nearest to the median (most often the ground), then the others by where they lie, top left
     first. A picture with fewer colours that differ by `contrast` (squares, mean over channels) repeats the last one; one
-    without a second colour in plain areas (thin lines, texture) is searched everywhere.
+    whose other colours are not in plain areas (thin lines, texture) is searched everywhere, and its extremes are kept as they are.
     """
     height, width = x.shape[2:]
     weight, pixels = flatness(x).flatten(1), x.flatten(2)  # (B, P), (B, C, P)
@@ -75,7 +75,8 @@ def palette(x, count, contrast=0.02):
     colour = lambda at: pixels.gather(2, at[:, None, None].expand(-1, pixels.shape[1], 1))[..., 0]  # (B,) -> (B, C)
     centres = [colour(distance(pixels.median(2).values).argmin(1))]
     nearest = distance(centres[0])  # (B, P)
-    weight = torch.where((nearest * weight).amax(1, keepdim=True) > contrast, weight, 1.0)
+    plain = (nearest * weight).amax(1, keepdim=True) > 0.5 * nearest.amax(1, keepdim=True)  # (B, 1)
+    weight = torch.where(plain, weight, 1.0)
     owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P): which centre is nearest
     for k in range(1, count):
         gap, at = (nearest * weight).max(1)  # (B,)
@@ -86,7 +87,7 @@ def palette(x, count, contrast=0.02):
     share = F.one_hot(owner, count).transpose(1, 2) * weight[:, None]  # (B, K, P)
     mass = share.sum(2)  # (B, K), in pixels; what has less than half of one is left out
     mean = share @ pixels.transpose(1, 2) / mass.clamp(min=1e-6)[..., None]  # (B, K, C)
-    centres = torch.where(mass[..., None] > 0.5, mean, torch.stack(centres, 1))  # (B, K, C)
+    centres = torch.where((plain & (mass > 0.5))[..., None], mean, torch.stack(centres, 1))  # (B, K, C)
     # from the top left; the factor keeps things on one diagonal apart
     diagonal = (1.01 * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(pixels)  # (P,)
     place = torch.where(mass > 0.5, share @ diagonal / mass.clamp(min=1e-6), math.inf)  # (B, K)
@@ -94,6 +95,23 @@ def palette(x, count, contrast=0.02):
     last = torch.isfinite(place).sum(1, keepdim=True) - 1
     order = place.argsort(dim=1, stable=True).gather(1, torch.minimum(torch.arange(count, device=x.device), last))  # (B, K)
     return centres.gather(1, order[..., None].expand(-1, -1, pixels.shape[1]))
+
+
+def shares(x, colours):
+    """How much of each colour is in a pixel: x (B, C, H, W), colours (B, K, C) -> (B, K, H, W), not negative, sums 1.
+
+    A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses it; what it is made of then
+    does not depend on which colours they are.
+    """
+    count, pixels = colours.shape[1], x.flatten(2)[:, None]  # (B, 1, C, P)
+    first, second = torch.triu_indices(count, count, 1, device=x.device)  # (Q,): the pairs
+    start, step = colours[:, first, :, None], (colours[:, second] - colours[:, first])[..., None]  # (B, Q, C, 1)
+    length = step.square().sum(2).clamp(min=1e-4)  # (B, Q, 1)
+    part = ((((pixels - start) * step).sum(2)) / length).clamp(0, 1)  # (B, Q, P): of the second colour
+    misfit = (pixels - start - part[:, :, None] * step).square().sum(2) + PURE * part * (1 - part) * length  # (B, Q, P)
+    best = F.one_hot(misfit.argmin(1), len(first)).transpose(1, 2)  # (B, Q, P)
+    of = F.one_hot(torch.stack((first, second)), count).to(x).mT  # (2, K, Q)
+    return (of[0] @ (best * (1 - part)) + of[1] @ (best * part)).unflatten(2, x.shape[2:])
 
 
 class Block(nn.Module):
@@ -138,9 +156,8 @@ class Net(nn.Module):
         """x (B, C, H, W) in [-1, 1] -> of the palette (B, K, d), of the squares (B, h, w, d)."""
         colours = self.colour_encoder(palette(x, self.colours))  # (B, K, d)
         mixed = self.colour_decoder(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
-        distance = (x[:, None] - mixed[..., None, None]).square().mean(2)  # (B, K, H, W)
-        shares = (-SHARPNESS * distance).softmax(1)  # which colour a pixel is of, as the decoder has them
-        squares = self.encoder(F.pixel_unshuffle(shares, self.patch)).movedim(1, -1)  # (B, h, w, d)
+        parts = shares(x, mixed.float())  # (B, K, H, W) of the colours as the decoder has them
+        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1)  # (B, h, w, d)
         return colours.float(), squares.float()
 
     def pixels(self, colours, squares):
