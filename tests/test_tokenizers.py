@@ -219,7 +219,10 @@ def test_palette_of_thin_lines_texture_and_grey():
     line = np.zeros((1, 12, 12, 1), np.uint8)
     line[0, :, 5], line[0, :, 6] = 120, 255  # a stroke of a pixel and a half
     found = (image.palette(as_floats(line), 2)[0, :, 0] + 1) * 127.5
-    assert found.tolist() == pytest.approx([120 / 11, 255], abs=1e-3)  # the half-covered column is nearer to the ground
+    assert found.tolist() == pytest.approx([0, 255], abs=1e-3)  # the extremes, though half of the stroke is grey
+    soft = np.zeros((1, 12, 12, 1), np.uint8)
+    soft[0, 2:10, 4:7, 0] = np.add.outer(np.arange(8) % 3, [0, 9, 3]) + [90, 240, 100]  # no two neighbours alike
+    assert image.palette(as_floats(soft), 3)[0, :, 0].max() > 0.9, "a stroke without a plain pixel keeps its ink"
     noise = rng(1).integers(0, 256, (1, 16, 16, 3))
     assert len(image.palette(as_floats(noise), 3)[0].unique(dim=0)) == 3
     assert torch.allclose(image.palette(as_floats(line.repeat(3, 3)), 2), image.palette(as_floats(line), 2).expand(-1, -1, 3))
@@ -227,6 +230,18 @@ def test_palette_of_thin_lines_texture_and_grey():
     halves[:, :4] = 255, 0, 0
     halves[:, 4:] = 0, 0, 255
     assert set(map(tuple, image.palette(as_floats(halves), 2)[0].tolist())) == {(1, -1, -1), (-1, -1, 1)}
+
+
+def test_shares_by_hand():
+    """A mixture of two of three colours gives its parts, whichever they are; a colour itself is all of it; what lies beyond is cut."""
+    white, red, blue = colours = np.array([(250, 250, 250), (215, 35, 40), (40, 80, 220)], float)
+    pixels = [white, red, blue, 0.75 * white + 0.25 * red, 0.4 * red + 0.6 * blue, (255, 255, 255)]
+    want = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.75, 0.25, 0), (0, 0.4, 0.6), (1, 0, 0)]
+    to = lambda a: torch.tensor(np.asarray(a) / 127.5 - 1, dtype=torch.float32)
+    found = image.shares(to(pixels).T[None, :, None], to(colours)[None])[0, :, 0].T  # (6, 3)
+    assert np.abs(found.numpy() - want).max() < 1e-5
+    again = image.shares(to(pixels[:1]).T[None, :, None], to([white, white, white])[None])  # a palette of one colour
+    assert again.sum(1).item() == pytest.approx(1) and again.min() >= 0
 
 
 def test_flatness_by_hand():
