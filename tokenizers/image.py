@@ -156,7 +156,7 @@ class Net(nn.Module):
         """x (B, C, H, W) in [-1, 1] -> of the palette (B, K, d), of the squares (B, h, w, d)."""
         colours = self.colour_encoder(palette(x, self.colours))  # (B, K, d)
         mixed = self.colour_decoder(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
-        parts = shares(x, mixed.float())  # (B, K, H, W) of the colours as the decoder has them
+        parts = shares(x, mixed.detach().float())  # (B, K, H, W) of the colours as the decoder has them
         squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1)  # (B, h, w, d)
         return colours.float(), squares.float()
 
