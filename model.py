@@ -5,7 +5,9 @@ masked tokens shows it (RADD, arXiv 2406.03736, eq. 12; the tri-modal paper, arX
 RMSNorm before each block, RMSNorm on queries and keys, rotary positions, SwiGLU, no biases, untied tables.
 What the paper does not fix (head size, MLP ratio, the learned place table) is our choice.
 """
+import functools
 import math
+import time
 from dataclasses import asdict, dataclass
 
 import torch
@@ -315,6 +317,25 @@ class Transformer(nn.Module):
         """Logits in float32: (B, L, V), or (M, V) for the M positions of the boolean `select` (B, L), row by row."""
         x = self.trunk((ids, place, doc))                                                          # (B L, D)
         return self.unembed(x.view(*ids.shape, -1) if select is None else x[select.flatten()]).float()
+
+
+@functools.cache
+def fast_dtype(device):
+    """bfloat16 where this machine multiplies matrices at least 1.3 times faster in it, float32 elsewhere: measured."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 768, dtype=dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return torch.bfloat16 if best[torch.float32] > 1.3 * best[torch.bfloat16] else torch.float32
 
 
 def build(vocab, places, preset="toy", seed=0, **changes):

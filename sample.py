@@ -58,6 +58,7 @@ class Run:
     tokenizers: dict
     net: models.Transformer
     device: torch.device
+    dtype: torch.dtype = torch.float32       # of matrix products
 
     def logits(self, rows):
         """predict(x, where) for rows described by data.Stream.describe: row i of x has the layout of row i % B."""
@@ -66,7 +67,8 @@ class Run:
 
         def predict(x, where):
             layout = [a[:1].expand(len(x), -1) for a in fixed] if same else fixed
-            return self.net(x.to(self.device), *layout, select=where.to(self.device)).to(x.device)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return self.net(x.to(self.device), *layout, select=where.to(self.device)).to(x.device)
         return predict
 
     def on(self, array):
@@ -88,7 +90,7 @@ def load_run(folder, device=None):
     state = safe.load(folder / "checkpoint.pt")
     for parameter, average in zip(net.parameters(), state["ema"]):
         parameter.data.copy_(average)
-    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device)
+    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device, models.fast_dtype(device))
 
 
 @dataclass

@@ -39,27 +39,9 @@ HEAD_LOGITS = 2 ** 28  # logits that are held at a time: 1 GiB in float32, five 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device and precision.
 
-def fast_dtype(device):
-    """bfloat16 where this machine multiplies matrices at least 1.3 times faster in it, float32 elsewhere: measured."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 768, dtype=dtype)
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
-    return torch.bfloat16 if best[torch.float32] > 1.3 * best[torch.bfloat16] else torch.float32
-
-
 def precision(args, device):
     """The dtype of matrix products that --dtype asks for, and a function that makes its autocast context."""
-    dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = models.fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     return dtype, lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 

@@ -54,8 +54,6 @@ def draw(result):
     middle.set(xscale="log", xlabel="tokens", title="pictures with captions")
     right.set(xscale="log", xlabel="epochs", title=f"{result['unique_rows']} rows again and again")
     left.legend()
-    for panel in (left, middle, right):
-        panel.xaxis.set_minor_formatter("")
     return figure
 
 

@@ -314,5 +314,8 @@ def finish(name, result, drawing=None):
                 numpy=np.__version__, runs=len(runs), core_seconds=sum(r["seconds"] for r in runs) if all(r["seconds"] for r in runs) else None)
     safe.write_json(HERE / "results" / f"{name}.json", {**made, **result})
     if drawing:
+        for panel in drawing.axes:
+            if panel.get_xscale() == "log":
+                panel.xaxis.set_minor_formatter("")                        # they overlap on short axes
         drawing.tight_layout()
         drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)

@@ -98,7 +98,6 @@ def draw(result):
         panels[4].loglog([p["N"] for p in r["frontier"]], [p["D"] for p in r["frontier"]], marker="o", label=part)
     panels[4].loglog([p["N"] for p in r["frontier"]], [p["paper"] for p in r["frontier"]], ls=":", label="7754 N^0.84, far outside its range")
     panels[4].set(xlabel="parameters N", title="tokens D* of least compute")
-    panels[4].xaxis.set_minor_formatter(lambda *_: "")
     panels[4].legend(fontsize=7)
     return figure
 
