@@ -31,19 +31,21 @@ from safe import DataError, UsageError
 TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targets in (
     [(kind, members)] if len(members) == 1 else
     [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
-# How each modality is sampled when it is the target (ours, found by small sweeps).
+# How each modality is sampled when it is the target, as text when it is read from another, and one task of its own (ours, found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5),
     "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
+    "to-text": dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8),
+    "image-to-text": dict(sampler="entropy", budget=0.5, temperature=1.2, candidates=24),
 }
-CAPTION = dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8)  # text of a pair
 
 
 def settings_for(task, **changes):
-    """Sampler settings of a task: DEFAULTS of its (first) target, then the caller's changes that are not None."""
+    """Sampler settings of a task: the row of DEFAULTS for it, or for its (first) target, then the caller's changes that are not None."""
     kind, targets = TASKS[task]
-    base = CAPTION if targets == ("text",) and len(KINDS[kind]) > 1 else DEFAULTS.get(targets[0], DEFAULTS["speech"])
+    target = "to-text" if targets == ("text",) and len(KINDS[kind]) > 1 else targets[0]
+    base = DEFAULTS.get(task) or DEFAULTS.get(target, DEFAULTS["speech"])
     return {**base, **{k: v for k, v in changes.items() if v is not None}}
 
 
