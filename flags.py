@@ -90,7 +90,7 @@ def parser(text=None):
                    help="mode=p: times of that mode are drawn as u^p, below 1 at higher mask rates (joint=1: none changed)")
     g = p.add_argument_group("optimizer (values at the tuned point; the batch rule derives the ones used)")
     g.add_argument("--batch-tokens", type=int, default=BASE["batch"], help="tokens a step, all kinds together")
-    g.add_argument("--micro-batch", type=int, default=0, help="rows of a kind that go through the network at a time; 0: all, "
+    g.add_argument("--micro-batch", type=int, default=0, help="rows of each kind that go through the network at a time; 0: all, "
                    "fewer if memory is short")
     g.add_argument("--lr", type=float, default=BASE["lr"], help="AdamW learning rate")
     g.add_argument("--optimizer", default="muon", choices=models.OPTIMIZERS, help="of the hidden matrices (the rest: AdamW)")

@@ -213,7 +213,9 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v, allowed=None, causal=False):
-    """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool, who may see whom, or None -> (B, H, L, Dh)."""
+    """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool, who may see whom, or None -> (B, H, L, Dh).
+
+    On a CPU, for rows of up to LONG tokens, written out: scores in the products' dtype, their softmax in float32."""
     if q.device.type != "cpu" or q.shape[2] > LONG:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
     scores = q @ k.mT * q.shape[-1] ** -0.5                                                        # (B, H, L, L)

@@ -246,7 +246,7 @@ def read_speech(folder, skip_bad=False, longest_text=300, shortest=0.1, longest=
                   digest(*keys))
 
 
-def toy_sources(seed=0, pictures=10_000, passages=10_000, utterances=3_000):
+def toy_sources(seed, pictures, passages, utterances):
     """The embedded toy world as Sources; its items are made when first asked for."""
     import toyworld
     source_key = digest(Path(toyworld.__file__).read_bytes(), seed)

@@ -76,7 +76,7 @@ class Run:
     def on(self, array):
         """A numpy array as a tensor where noise can be drawn in float64."""
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return torch.from_numpy(np.array(array)).to(device)
 
 
 def load_run(folder, device=None):
@@ -92,7 +92,8 @@ def load_run(folder, device=None):
     state = safe.load(folder / "checkpoint.pt")
     for parameter, average in zip(net.parameters(), state["ema"]):
         parameter.data.copy_(average)
-    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device, models.fast_dtype(device))
+    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device,
+               torch.float32 if config["args"]["dtype"] == "float32" else models.fast_dtype(device))
 
 
 @dataclass
@@ -154,10 +155,10 @@ def most_fitting(run, kind, x, condition, candidates, seed, rounds=2):
 @torch.inference_mode()
 def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, **settings):
     """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out, and that the best of so
-    many candidates has to fit (`most_fitting`)."""
+    many candidates has to fit (`most_fitting`). record: keep the film, of all rows at once."""
     began, out, film, nfe = time.time(), [], [], []
     candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
-    batch = max(1, batch // candidates)                                            # rows that go through the network at a time
+    batch = len(ids) if record else max(16, batch // candidates)                   # prompts at a time
     for i in range(0, len(ids), batch):
         rows = run.stream.describe(kind, np.repeat(ids[i:i + batch], candidates, 0))
         high = rows.high - before_content(run, kind, rows)

@@ -110,7 +110,7 @@ def loss_of(net, trunk, batch, weights, autocast):
         nats = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
     else:
         nats = [nll(*chunk) for chunk in chunks]
-    split = diffusion.weighted_terms(torch.cat(nats) if nats else hidden.new_zeros(0), fields[3], term, counts)
+    split = diffusion.weighted_terms(torch.cat(nats), fields[3], term, counts)
     return (split * split.new_tensor([weights.get(n, 0.2) for n in names])).sum(), dict(zip(names, split.detach()))
 
 

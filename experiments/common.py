@@ -158,7 +158,7 @@ def trained(c):
     trunk, parameters, curve = net.trunk, list(net.parameters()), []
     if c["tokens"] >= COMPILE_FROM and list(per_step) == ["text"]:
         trunk = compiled(net, make(0)["text"])
-    steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
+    steps, kind = max(1, round(c["tokens"] / (c["batch"] * LENGTH))), c.get("held", "text")
     for step in range(steps):
         train.backward(net, trunk, make(step), weights, contextlib.nullcontext)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
@@ -170,7 +170,7 @@ def trained(c):
             optimizer.step()
         net.zero_grad(set_to_none=True)
         if c.get("every") and (step + 1) % c["every"] == 0:
-            curve.append([step + 1, held_out_nats(net, w.stream, w.held["text"], rounds=1)[0]])
+            curve.append([step + 1, held_out_nats(net, w.stream, w.held[kind], rounds=1, kind=kind)[0]])
     return net, args, steps, curve
 
 

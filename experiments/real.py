@@ -3,11 +3,11 @@
 Question: after training on one's own pictures of one thing each (say handwritten digits) and clips of numbers or the like: does a classifier
 read generated pictures as what was asked for, do captions and transcripts of held-out items match, does a speech recogniser understand
 what the model says, and how much of that do the tokenizers lose?
-Set-up: a small convolutional classifier, trained here for four epochs on the real pictures but for the last ninth, tells the captions apart; for
-each caption --n generated pictures. Captions and transcripts: all items that the run held out (a number has one recording, so its
-transcripts are of numbers never heard). Clips: the held-out recordings as they are, after the tokenizer, and generated from their own
+Set-up: a small convolutional classifier, trained here for four epochs on the pictures that the run trained on, tells the captions apart; it reads
+those that the run held out, the same after the tokenizer (which may have seen some of them), and --n generated ones for each caption.
+Captions and transcripts: all items that the run held out (a number has one recording, so its transcripts are of numbers never heard). Clips: the held-out recordings as they are, after the tokenizer, and generated from their own
 texts and from those of --missing, a text file of phrases that no recording has. They go to --out with a list, clips.json, for any speech
-recogniser; `hear.py` beside this file is one, to be run from another folder and environment. Nothing is trained or chosen on what is judged.
+recogniser; `hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
 On two cores about 3 minutes:
     python experiments/real.py --run runs/real --images digits/ --speech numbers/ --missing missing.txt --out out/real
 """
@@ -46,12 +46,11 @@ def classifier(pictures, labels, classes, seed=0, epochs=4, batch=64):
         plan.step()
         optimizer.zero_grad()
     net.eval()
-    with torch.inference_mode():
-        return lambda x: torch.cat([net(prepare(part)).argmax(1) for part in np.array_split(x, -(-len(x) // 256))]).numpy()
+    read = lambda x: torch.cat([net(prepare(part)).argmax(1) for part in np.array_split(x, -(-len(x) // 256))]).numpy()
+    return torch.inference_mode()(read)
 
 
 def share(right):
-    """'97.5 ± 0.5% of 1000'"""
     mean, error = score.mean_and_error(right)
     return {"right": mean, "stderr": error, "n": len(right)}
 
@@ -62,8 +61,7 @@ def read_pictures(run, folder, n, seed, out):
     source = readers.read_images(folder, config.height, config.channels)
     names = sorted(set(source.texts))
     labels, pictures = np.array([names.index(t) for t in source.texts]), np.stack(source.load(range(len(source))))
-    order = data.rng(0, 53).permutation(len(pictures))                                    # the same split whatever the run
-    train, test = order[len(order) // 9:], order[:len(order) // 9]
+    _, train, test = readers.held_out(source)                                             # as the run has them
     read = classifier(pictures[train], labels[train], len(names))
     again = np.stack(run.tokenizers["image"].decode(run.tokenizers["image"].encode(pictures[test])))
     made = sample.generate(run, "text-to-image", [name for name in names for _ in range(n)], seed=seed)
@@ -80,12 +78,12 @@ def write_clips(run, folder, missing, seed, out):
     """Clips for a recogniser: held-out recordings, the same after the tokenizer, and what the model makes of their texts and others."""
     import soundfile
     step = run.tokenizers["speech"].config.step / readers.SAMPLE_RATE
-    source = readers.held_out(readers.read_speech(folder, shortest=step))
-    source, held = source[0], source[2]
+    source, train, held = readers.held_out(readers.read_speech(folder, shortest=step))
+    some = train[data.rng(0, 54).permutation(len(train))][:100]
     texts, clips = [source.texts[i] for i in held], source.load(held)
     groups = {"recordings": (texts, clips), "after the tokenizer": (texts, run.tokenizers["speech"].decode(run.tokenizers["speech"].encode(clips)))}
     for name, phrases in (("generated, held-out texts", texts), ("generated, phrases without a recording", missing),
-                          ("generated, texts of the training", [source.texts[i] for i in source_train(source, held)[:100]])):
+                          ("generated, texts of the training", [source.texts[i] for i in some])):
         if phrases:
             groups[name] = (phrases, sample.generate(run, "text-to-speech", phrases, seed=seed).outputs["speech"])
     entries = []
@@ -95,12 +93,6 @@ def write_clips(run, folder, missing, seed, out):
             soundfile.write(path, wave, readers.SAMPLE_RATE, subtype="PCM_16")
             entries.append({"group": name, "text": text, "file": path.name})
     safe.write_json(out / "clips.json", entries)
-
-
-def source_train(source, held):
-    """Items that were trained on, in an order of no meaning."""
-    left = np.setdiff1d(np.arange(len(source)), held)
-    return left[data.rng(0, 54).permutation(len(left))]
 
 
 def main():
@@ -121,11 +113,11 @@ def main():
         result["pictures"] = read_pictures(run, args.images, args.n, args.seed, out)
     if args.speech:
         missing = Path(args.missing).read_text(encoding="utf-8").split("\n") if args.missing else []
-        write_clips(run, args.speech, [t for t in missing if t.strip()], args.seed, out)
+        write_clips(run, args.speech, [t.strip() for t in missing if t.strip()], args.seed, out)
     result.update({task: cells["held out"] for task, r in score.score(run, 10**6).items() if (cells := r.get("cells"))})
     safe.write_json(out / "real.json", result)
     print(json.dumps(result, indent=1))
-    print(f"wrote {out}" + (f"; now, elsewhere: python hear.py MODEL {out / 'clips.json'}" if args.speech else ""))
+    print(f"wrote {out}" + (f"; now, where there is a recogniser: python experiments/hear.py MODEL {out / 'clips.json'}" if args.speech else ""))
 
 
 if __name__ == "__main__":

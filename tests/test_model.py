@@ -138,10 +138,29 @@ def test_presets_have_the_sizes_they_claim():
     assert abs(sizes["3b"]["total"] / 3e9 - 1) < 0.05 and models.PRESETS["3b"]["width"] == 128 * 22
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+def test_attention_written_out_equals_the_fused_one(causal, documents, monkeypatch):
+    """On a CPU short rows take one, rows beyond LONG the other: values and gradients agree."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, g = (torch.randn(2, 3, 9, 8, generator=generator, dtype=torch.float64) for _ in range(4))
+    doc = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
+    allowed = (doc[:, :, None] == doc[:, None])[:, None] if documents else None
+    if documents and causal:
+        allowed = allowed & torch.ones(9, 9, dtype=torch.bool).tril()                                # as the trunk makes it
+    found = []
+    for long in (9, 0):
+        monkeypatch.setattr(models, "LONG", long)
+        given = [z.clone().requires_grad_() for z in (q, k, v)]
+        y = models.attention(*given, allowed, causal)
+        found.append([y, *torch.autograd.grad(y, given, g)])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found))                              # the softmax is float32's
+
+
 def test_flops_count_the_matrix_products():
     from torch.utils.flop_counter import FlopCounterMode
     net, ids = tiny(), torch.zeros(3, 10, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter:
         F.cross_entropy(net(ids, ids).flatten(0, 1), ids.flatten()).backward()
     # the first layer needs no gradient of its input only for the embedding, which is no product: the counts agree
     assert models.flops_per_token(net.config, 10) * 30 == pytest.approx(counter.get_total_flops(), rel=1e-6)

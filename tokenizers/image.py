@@ -19,7 +19,7 @@ from torch import nn
 
 from . import fsq
 
-PURE = 0.05  # how much worse a plain colour may fit a pixel than a mixture of two and still be preferred
+PURE = 0.05  # of two pairs of colours that explain a pixel, the one that has it purer may fit it this much worse
 
 
 @dataclass
@@ -225,9 +225,9 @@ class Tokenizer(fsq.Codec):
     kind, groups = "image", 1
 
     @torch.inference_mode()
-    def encode(self, samples, batch=256):
+    def encode(self, samples):
         """List or array of uint8 (H, W, C) -> list of int32 (K + h w,)."""
-        out = []
+        out, batch = [], max(1, min(256, 2**18 // (self.config.height * self.config.width)))  # to bound the memory
         for i in range(0, len(samples), batch):
             images = np.stack(samples[i : i + batch])
             check(images, self.config)
