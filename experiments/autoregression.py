@@ -6,7 +6,7 @@ in the end (arXiv 2507.15857, 2511.03276).
 Set-up: experiments/common.py; width 64, depth 2, steps of 16 rows, learning rate tuned for each of the two at 750,000 tokens. Diffusion's
 figure is its bound, autoregression's the likelihood itself, on the same tokens. One forward and backward of a token costs both
 the same, but diffusion pays its head for the masked half only. Fresh: 0.19 to 3M tokens, two seeds. Pairs: `trimodal`'s pictures with
-captions (340,000 tokens of them, the picture first), the text's learning rates, both members masked at one rate. Repeated: 128 rows (12,000
+captions (340,000 tokens of them, the picture first; up to 0.75M tokens), the text's learning rates, both members masked at one rate. Repeated: 128 rows (12,000
 tokens), curves over 3M tokens, two seeds.
 On two cores about 9 minutes:  python experiments/autoregression.py      writes results/autoregression.json and .png
 """
@@ -28,7 +28,7 @@ def study(folder, budgets=(187_500, 375_000, 750_000, 1_500_000, 3_000_000), uni
         config = lambda tokens, seed, **more: common.base(tokens=tokens, causal=causal, lr=best["lr"], seed=seed, **more)
         fresh = common.run_all(path, [config(tokens, seed) for tokens in budgets for seed in seeds])
         pictures = common.run_all(path, [config(tokens, seed, trimodal=list(world), mix={"image-text": 1.0}, held="image-text")
-                                         for tokens in budgets[:-1] for seed in seeds])
+                                         for tokens in budgets[:3] for seed in seeds])
         every = max(1, budgets[-1] // (16 * common.LENGTH) // 20)
         again = common.run_all(path, [config(budgets[-1], seed, unique=unique, every=every) for seed in seeds])
         curves = np.array([[nats for _, nats in r["curve"]] for r in again])                          # (seeds, points)
