@@ -212,6 +212,9 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
 
 
+LONG = 512  # tokens up to which a CPU is quicker without the fused kernel: its backward is up to ten times slower in bf16
+
+
 def attention(q, k, v, allowed=None, causal=False):
     """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool, who may see whom, or None -> (B, H, L, Dh).
 
@@ -224,9 +227,6 @@ def attention(q, k, v, allowed=None, causal=False):
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-LONG = 512  # tokens up to which a CPU is quicker without the fused kernel: its backward is up to ten times slower in bf16
 
 
 class Block(nn.Module):
@@ -319,6 +319,11 @@ class Transformer(nn.Module):
         """Logits in float32: (B, L, V), or (M, V) for the M positions of the boolean `select` (B, L), row by row."""
         x = self.trunk((ids, place, doc))                                                          # (B L, D)
         return self.unembed(x.view(*ids.shape, -1) if select is None else x[select.flatten()]).float()
+
+
+def autocast(device, dtype):
+    """The context in which matrix products run in dtype."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class Run:
 
         def predict(x, where):
             layout = [a[:1].expand(len(x), -1) for a in fixed] if same else fixed
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with models.autocast(self.device, self.dtype):
                 return self.net(x.to(self.device), *layout, select=where.to(self.device)).to(x.device)
         return predict
 
@@ -391,7 +391,7 @@ def main():
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
-            f"; and {args.run} holds no trained model yet: python train.py makes one in about eleven minutes"))
+            f"; and {args.run} holds no trained model yet: python train.py makes one in about twelve minutes"))
     changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "top_k", "temperature", "top_p", "guidance",
                                              "choice_temperature", "budget")}
     check(args)

@@ -1,6 +1,6 @@
 """Train tinytri: tokenizers first, then one masked diffusion model over text, image-text and speech-text.
 
-    python train.py                                        the toy world, about eleven minutes on two CPU cores
+    python train.py                                        the toy world, about twelve minutes on two CPU cores
     python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data (any subset)
     python train.py --resume --run runs/mine               go on where a run stopped
     python train.py --plan --preset 3b                     sizes and settings, no training
@@ -42,7 +42,7 @@ HEAD_LOGITS = 2 ** 28  # logits that are held at a time: 1 GiB in float32, five 
 def precision(args, device):
     """The dtype of matrix products that --dtype asks for, and a function that makes its autocast context."""
     dtype = models.fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
-    return dtype, lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return dtype, lambda: models.autocast(device, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def loss_of(net, trunk, batch, weights, autocast):
     else:
         nats = [nll(*chunk) for chunk in chunks]
     split = diffusion.weighted_terms(torch.cat(nats), fields[3], term, counts)
-    return (split * split.new_tensor([weights.get(n, 0.2) for n in names])).sum(), dict(zip(names, split.detach()))
+    return sum(weights.get(n, 0.2) * v for n, v in zip(names, split)), dict(zip(names, split.detach()))
 
 
 def rows_of(b, first, last):

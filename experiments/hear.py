@@ -1,6 +1,7 @@
 """A speech recogniser's word errors on the clips that real.py wrote: python hear.py MODEL clips.json
 
-Needs faster-whisper (`pip install faster-whisper`, best in an environment of its own) and a model's folder, such as Whisper tiny.en's. Numbers in digits count as the words they stand for; "and" does not count.
+Needs faster-whisper (`pip install faster-whisper`, best in an environment of its own) and a model's folder, such as Whisper tiny.en's. It
+imports nothing of this project, so that it runs there. Numbers in digits count as the words they stand for; "and" does not count.
 """
 import json
 import re

@@ -5,10 +5,11 @@ read generated pictures as what was asked for, do captions and transcripts of he
 what the model says, and how much of that do the tokenizers lose?
 Set-up: a small convolutional classifier, trained here for four epochs on the pictures that the run trained on, tells the captions apart; it reads
 those that the run held out, the same after the tokenizer (which may have seen some of them), and --n generated ones for each caption.
-Captions and transcripts: all items that the run held out (a number has one recording, so its transcripts are of numbers never heard). Clips: the held-out recordings as they are, after the tokenizer, and generated from their own
-texts and from those of --missing, a text file of phrases that no recording has. They go to --out with a list, clips.json, for any speech
-recogniser; `hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
-On two cores about 3 minutes:
+Captions and transcripts: all items that the run held out (a number has one recording, so its transcripts are of numbers never heard).
+Clips: the held-out recordings as they are, after the tokenizer, and generated from their own texts, from a hundred of the training and from
+those of --missing, a text file of phrases that no recording has. They go to --out with a list, clips.json, for any speech recogniser;
+`hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
+On two cores about 7 minutes (13 of processor time):
     python experiments/real.py --run runs/real --images digits/ --speech numbers/ --missing missing.txt --out out/real
 """
 import argparse
