@@ -69,7 +69,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 # Per-group multipliers on the base values, tuned at the base shape (ours): learning rate, decay, initial std.
 MULTIPLIERS = {  #      lr     decay   init_std
-    "embedding":       (20.0,  0.0,    0.2),     # rows are rarely met: at the others' rate they would stay random
+    "embedding":       (20.0,  0.0,    1.0),     # rows are rarely met: at the others' rate they would stay random
     "hidden":          (1.0,   1.0,    0.4),     # init_std in units of 1/sqrt(base fan-in)
     "norm":            (1.0,   0.0,    None),    # gains start at one
     "qk_norm":         (1.0,   0.0,    None),

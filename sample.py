@@ -33,7 +33,7 @@ TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targ
     [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
 # How each modality is sampled when it is the target, as text when it is read from another, and one task of its own (ours, found by small sweeps).
 DEFAULTS = {
-    "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5),
+    "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5, correct=5),
     "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
     "to-text": dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8),
@@ -356,7 +356,7 @@ def check(args):
     """A UsageError for arguments that cannot be right."""
     for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("steps", lambda v: v >= 1, "at least 1"),
                              ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
-                             ("block", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
+                             ("block", lambda v: v >= 0, "not negative"), ("correct", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
                              ("temperature", lambda v: v >= 0, "not negative"), ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
                              ("choice_temperature", lambda v: v >= 0, "not negative"), ("budget", lambda v: v >= 0, "not negative")):
         value = getattr(args, name)
@@ -383,7 +383,7 @@ def main():
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     g = p.add_argument_group("sampler (defaults depend on the task)")
     g.add_argument("--sampler", choices=diffusion.SAMPLERS)
-    for name in ("steps", "block", "top-k", "candidates"):
+    for name in ("steps", "block", "top-k", "candidates", "correct"):
         g.add_argument(f"--{name}", type=int)
     for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
@@ -392,7 +392,7 @@ def main():
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in about twelve minutes"))
-    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "top_k", "temperature", "top_p", "guidance",
+    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "correct", "top_k", "temperature", "top_p", "guidance",
                                              "choice_temperature", "budget")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))

@@ -852,6 +852,36 @@ def test_a_network_of_nan_cannot_hang_the_entropy_sampler():
     d.sample(lambda x, where: torch.full((int(where.sum()), 4), math.nan), x, x + 1, x + 4, MASK, sampler="entropy")
 
 
+@pytest.mark.parametrize("parts", (1, 8))
+def test_correction_mends_what_independent_draws_broke(parts, monkeypatch):
+    """Both tokens at once give 01 and 10 half of the time. Hidden alone (parts 8) either contradicts the other, and one of the two drawn
+    anew agrees with it; hidden together (parts 1) they look right, and nothing is mended."""
+    whole = d.corrected
+    monkeypatch.setattr(d, "corrected", lambda x, state, rounds: whole(x, state, rounds, parts))
+    x, nfe, film = TWINS.run(20000, sampler="ancestral", steps=1, correct=1, seed=30, record=True)
+    before = TWINS.counts(film[1])
+    assert_law(before, np.full(4, 0.25))
+    assert_law(TWINS.counts(x), (0.5, 0.0, 0.0, 0.5) if parts == 8 else np.full(4, 0.25))
+    if parts == 8:
+        broken = film[1][:, 0] != film[1][:, 1]
+        assert (nfe[broken] == 4).all() and (nfe[~broken] == 3).all()     # one to draw, two to judge, one to draw anew
+        assert torch.equal(x[~broken], film[1][~broken])
+
+
+def test_correction_redraws_the_token_that_fits_worst_until_all_are_the_likeliest():
+    """By hand, p(x) in proportion to the product of chosen odds: of independent tokens with odds 0.7 : 0.3 and 0.9 : 0.1 the unlikely one of
+    the second goes first, and greedy draws end at the mode. Given tokens stay, however unlikely."""
+    world = World(np.outer((0.7, 0.3), (0.9, 0.1)))
+    x, _, film = world.run(4000, sampler="ancestral", steps=1, correct=1, temperature=1.0, seed=31, record=True)
+    both = (film[1] == 2).all(1)
+    assert (x[both][:, 0] == 2).all()                                     # the first keeps its unlikely value in round one
+    assert abs((x[both][:, 1] == 2).double().mean() - 0.1) < 4 * math.sqrt(0.09 / int(both.sum()))
+    x = world.run(4000, sampler="ancestral", steps=1, correct=40, temperature=1.0, seed=31)[0]
+    assert (x == 1).all(1).double().mean() > 0.999
+    x = world.run(200, start=[2, MASK], sampler="ancestral", steps=1, correct=40, seed=32)[0]
+    assert (x[:, 0] == 2).all() and (x[:, 1] == 1).all()
+
+
 # Guidance
 
 def guided_law(conditional, unconditional, w):
