@@ -410,6 +410,8 @@ def make_way(folder, args):
     if (folder / "checkpoint.pt").exists() and not args.overwrite:
         raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
                          f"--run leaves it alone")
+    if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
+        data.check_layout(then["layout_version"], folder)
     for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]):
         if (folder / old).exists():
             (folder / "old").mkdir(exist_ok=True)

@@ -123,3 +123,27 @@ def test_the_twin_study_on_a_text_of_ones_own(monkeypatch, capsys, tmp_path):
     for arm in result["arms"].values():
         bits = arm["nats_per_token"][0] * result["held_tokens"] / np.log(2) / result["characters"]
         assert arm["bits_per_character"] == pytest.approx(bits) and f"{bits:.3f} ±" in out
+
+
+def test_the_true_probability_of_a_passage_is_one_over_the_passages_that_its_writer_can_write():
+    """Every choice of every writer, made for two choices of things: all different, as many as the table says, all of one form."""
+    passages = importlib.import_module("passages")
+    import toyworld
+
+    def every(writer, names, picked=()):
+        """All texts that begin with these picks: when the writer asks for one more, each option in turn."""
+        rest, options = list(picked), []
+
+        def pick(given):
+            if rest:
+                return given[rest.pop(0)]
+            options.append(len(given))
+            return given[0]
+        text = ". ".join(writer(pick, *names)) + "."
+        return [text] if not options else [t for i in range(options[0]) for t in every(writer, names, (*picked, i))]
+    for writer, count in toyworld.WRITERS:
+        groups = toyworld.groups(writer, count, "seen")
+        texts = [t for group in (groups[0], groups[-1]) for t in every(writer, [" ".join(kind) for kind in group])]
+        assert len(set(texts)) == len(texts) == 2 * passages.CHOICES[writer.__name__]
+        assert {passages.writer_of(t) for t in texts} == {writer.__name__} and toyworld.judge_passages(texts)["consistent"].all()
+        assert passages.true_nats()[writer.__name__] == pytest.approx(np.log(5 * len(groups) * len(texts) / 2))

@@ -362,6 +362,9 @@ def test_runs_of_another_layout_are_refused(trained, tmp_path):
     (tmp_path / "old" / "config.json").write_text(json.dumps({**config, "layout_version": 1}))
     with pytest.raises(data.DataError, match="another version"):
         sample.load_run(tmp_path / "old")
+    with pytest.raises(data.DataError, match="another version"):           # its tokenizers would make other tokens
+        train.make_way(tmp_path / "old", types.SimpleNamespace(overwrite=True, keep_tokenizers=True))
+    assert (tmp_path / "old" / "checkpoint.pt").exists()
 
 
 def test_sampling_study_runs(trained):
@@ -370,6 +373,11 @@ def test_sampling_study_runs(trained):
     kept = json.loads((folder / "sampling.json").read_text())
     assert len(lines) == 10 and len(kept) == 11 and "default" in lines[0]
     assert run("experiments/sampling.py", "--quick", "--run", folder).stdout.splitlines() == lines     # read, not made again
+
+
+def test_passages_are_judged_by_form(trained):
+    lines = run("experiments/passages.py", "--n", "4", "--correct", "0,1", "--run", trained[0]).stdout.splitlines()
+    assert len(lines) == 9 and lines[-1].startswith("| all | ") and "(4)" in lines[-1]
 
 
 @pytest.mark.parametrize("kinds", ["text", "image-text", "speech-text", "text,speech-text"])
