@@ -34,10 +34,10 @@ TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targ
 # How each modality is sampled when it is the target, as text when it is read from another, and one task of its own (ours, found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5, correct=5),
-    "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4),
+    "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4, rounds=8),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
     "to-text": dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8),
-    "image-to-text": dict(sampler="entropy", budget=0.5, temperature=1.2, candidates=24),
+    "image-to-text": dict(sampler="entropy", budget=2.0, temperature=1.2, candidates=24, rounds=8),
 }
 
 
@@ -135,7 +135,7 @@ def before_content(run, kind, rows):
     return out
 
 
-def most_fitting(run, kind, x, condition, candidates, seed, rounds=2):
+def most_fitting(run, kind, x, condition, candidates, seed, rounds):
     """Rows x (B * candidates, L), those of one prompt one after another -> (B,) which row of each prompt fits it best, and the
     evaluations that a row cost.
 
@@ -153,9 +153,9 @@ def most_fitting(run, kind, x, condition, candidates, seed, rounds=2):
 
 
 @torch.inference_mode()
-def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, **settings):
+def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rounds=2, **settings):
     """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out, and that the best of so
-    many candidates has to fit (`most_fitting`). record: keep the film, of all rows at once."""
+    many candidates has to fit (`most_fitting`, by `rounds` masks). record: keep the film, of all rows at once."""
     began, out, film, nfe = time.time(), [], [], []
     candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
     batch = len(ids) if record else max(16, batch // candidates)                   # prompts at a time
@@ -167,7 +167,7 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, **s
             run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out),
             record=record, seed=seed + i, **settings)
         if candidates > 1:
-            kept, more = most_fitting(run, kind, x, condition, candidates, seed + i)
+            kept, more = most_fitting(run, kind, x, condition, candidates, seed + i, rounds)
             x, frames, calls = x[kept], [f[kept] for f in frames], (calls + more).view(-1, candidates).sum(1)
         out.append(x.cpu().numpy())
         film.append([f.cpu().numpy() for f in frames])
@@ -356,7 +356,8 @@ def check(args):
     """A UsageError for arguments that cannot be right."""
     for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("steps", lambda v: v >= 1, "at least 1"),
                              ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
-                             ("block", lambda v: v >= 0, "not negative"), ("correct", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
+                             ("block", lambda v: v >= 0, "not negative"), ("correct", lambda v: v >= 0, "not negative"), ("rounds", lambda v: v >= 1, "at least 1"),
+                             ("length", lambda v: v >= 1, "at least 1"),
                              ("temperature", lambda v: v >= 0, "not negative"), ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
                              ("choice_temperature", lambda v: v >= 0, "not negative"), ("budget", lambda v: v >= 0, "not negative")):
         value = getattr(args, name)
@@ -383,7 +384,7 @@ def main():
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     g = p.add_argument_group("sampler (defaults depend on the task)")
     g.add_argument("--sampler", choices=diffusion.SAMPLERS)
-    for name in ("steps", "block", "top-k", "candidates", "correct"):
+    for name in ("steps", "block", "top-k", "candidates", "rounds", "correct"):
         g.add_argument(f"--{name}", type=int)
     for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
@@ -392,7 +393,7 @@ def main():
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in about twelve minutes"))
-    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "correct", "top_k", "temperature", "top_p", "guidance",
+    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature", "top_p", "guidance",
                                              "choice_temperature", "budget")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))

@@ -24,13 +24,14 @@ import toyworld
 
 SEED = 77_777
 DRAWN = ([{}] + [dict(candidates=k) for k in (1, 2, 8)] + [dict(candidates=1, steps=20)] + [dict(steps=k) for k in (4, 16)]
-         + [dict(guidance=g) for g in (0.0, 0.5, 2.0)]
+         + [dict(rounds=2)] + [dict(guidance=g) for g in (0.0, 0.5, 2.0)]
          + [dict(temperature=t) for t in (0.8, 1.0)] + [dict(choice_temperature=c) for c in (1.0, 16.0)]
          + [dict(candidates=1, **s) for s in (dict(sampler="ancestral", steps=20), dict(sampler="first-hitting"),
                                               dict(sampler="remdm", steps=40), dict(sampler="entropy", budget=0.5))])
-READ = ([{}] + [dict(candidates=k) for k in (1, 2, 4, 16)] + [dict(candidates=1, temperature=0.0, budget=b) for b in (0.0, 0.1)]
-        + [dict(temperature=t) for t in (0.7, 1.3)] + [dict(guidance=0.5)])
-WRITTEN = ([{}] + [dict(block=b) for b in (0, 4)] + [dict(block=0, budget=b) for b in (0.1, 0.5)] + [dict(temperature=t) for t in (0.7, 1.0)]
+READ = ([{}] + [dict(candidates=k) for k in (1, 4, 12)] + [dict(candidates=1, temperature=0.0, budget=b) for b in (0.0, 0.1)]
+        + [dict(rounds=r) for r in (2, 4, 8)] + [dict(budget=b) for b in (0.5, 2.0, 8.0)] + [dict(temperature=t) for t in (0.7, 1.0, 1.3)]
+        + [dict(guidance=0.5)])
+WRITTEN = ([{}] + [dict(correct=n) for n in (0, 10)] + [dict(block=b) for b in (0, 4)] + [dict(block=0, budget=b) for b in (0.1, 0.5)] + [dict(temperature=t) for t in (0.7, 1.0)]
            + [dict(sampler="confidence", steps=48, choice_temperature=c) for c in (0.0, 1.0, 4.0)]
            + [dict(sampler="first-hitting"), dict(sampler="ancestral", steps=48)])
 GRID = {"text-to-image": DRAWN, "text-to-speech": DRAWN, "image-to-text": READ, "speech-to-text": READ, "text": WRITTEN}
