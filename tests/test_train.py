@@ -315,8 +315,8 @@ def test_several_runs_make_one_table(trained, tmp_path):
 
 def test_candidates_are_paid_for(trained):
     run = sample.load_run(trained[0], torch.device("cpu"))
-    made = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=3, steps=4, guidance=1.0)
-    assert made.nfe == 3 * (2 * 4 + 4) and made.ids.shape[0] == 2 and len(made.outputs["image"]) == 2
+    made = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=3, rounds=3, steps=4, guidance=1.0)
+    assert made.nfe == 3 * (2 * 4 + 2 * 3) and made.ids.shape[0] == 2 and len(made.outputs["image"]) == 2
     alone = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=1, steps=4, guidance=1.0)
     assert alone.nfe == 2 * 4
 
