@@ -198,14 +198,14 @@ def weighted_terms(nll, weight, group, counts):
 
 
 @torch.no_grad()
-def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, estimator="exact-k", sched=None):
+def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, estimator="exact-k", sched=None, alike=1):
     """Estimate of the bound on -log p(noisy tokens | the others), nats a row.
 
     predict(x, where) -> logits (M, V) at the True positions of where (B, L); ids (B, L) clean; noisy (B, L) bool;
     low, high (B, L) each position's ids; u: numpy Generator; group (B, L) ints: split the terms by it.
     estimator: "exact-k" (k uniform on 1..n, weight n/k: lower variance) or "time" (Bernoulli masks, weight -alpha'/m;
     it leaves out times within T_MIN of the ends, a bias of about 0.1%, but 3% for poly:0.5, whose mask rates it cuts
-    at sqrt(T_MIN)).
+    at sqrt(T_MIN)). alike: so many rows one after another, with as many noisy tokens each, get the same masks.
     Returns (B, G) float64: the mean over rounds for every row; its average over rows estimates the bound and its
     spread over rows gives the standard error.
     """
@@ -214,18 +214,19 @@ def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, esti
     sched = sched or SCHEDULES["linear"]
     B, G = ids.shape[0], 1 if group is None else int(group.max()) + 1
     total = torch.zeros(B, G, dtype=torch.float64, device=ids.device)
-    n = noisy.sum(1)
+    n, each = noisy.sum(1), B // alike
+    spread = lambda made: torch.as_tensor(made, device=ids.device).repeat_interleave(alike, 0)           # one of a group -> its rows
     for _ in range(rounds):
-        noise = torch.from_numpy(u.random(ids.shape)).to(ids.device)
+        noise = spread(u.random((each, ids.shape[1])))
         if estimator == "exact-k":
-            order = torch.from_numpy(u.permutation(B)).to(ids.device)     # no row is tied to a stratum
-            k = systematic_counts(n[order], u.random())[order.argsort()]
+            order = torch.from_numpy(u.permutation(each)).to(ids.device)  # no row is tied to a stratum
+            k = spread(systematic_counts(n[::alike][order], u.random())[order.argsort()])
             x, masked = mask_exactly(ids, noisy, k, noise, mask_id)
             weight = n / k
         else:
-            t = u.permutation(stratified_times(B, u.random()))
-            masked = noisy & (noise < torch.from_numpy(sched.mask_rate(t)).to(ids.device)[:, None])
-            x, weight = ids.masked_fill(masked, mask_id), torch.from_numpy(sched.weight(t)).to(ids.device)
+            t = u.permutation(stratified_times(each, u.random()))
+            masked = noisy & (noise < spread(sched.mask_rate(t))[:, None])
+            x, weight = ids.masked_fill(masked, mask_id), spread(sched.weight(t))
         nll = token_nll(predict(x, masked), ids[masked], low[masked], high[masked]).double()
         cell = torch.arange(B, device=ids.device)[:, None] * G + (0 if group is None else group)
         weight = weight.double()[:, None].expand(ids.shape)[masked]
@@ -374,7 +375,7 @@ def corrected(x, state, rounds, parts=8):
         settled = settled | (lack.amax(1) <= 0)
         if bool(settled.all()):
             return
-        worst = torch.zeros_like(mine).scatter(1, lack.argmax(1, keepdim=True), True) & ~settled[:, None]
+        worst = keep_best(lack, mine, (~settled).long())
         x = state.fill(x.masked_fill(worst, state.mask_id), worst)
         yield x
 
@@ -415,9 +416,15 @@ class State:
         x, where, left = x[rows], where[rows], self.hidden(x[rows]).sum(1)
         alone = x.masked_fill(self.condition[rows], self.mask_id)
         conditional, unconditional = self.predict(torch.cat((x, alone)), torch.cat((where, where))).float().chunk(2)
-        clean = 1 - left / self.mine[rows].sum(1).clamp(min=1) if self.growing else torch.ones_like(left)                     # (b,)
+        clean = 1 - left / self.mine[rows].sum(1) if self.growing else torch.ones_like(left)               # (b,)
         w = (self.guidance * clean)[:, None].expand(x.shape)[where][:, None]                               # (M, 1)
         return guide(conditional, unconditional, w)                                                        # (M, V)
+
+    def allowed(self, x, where, rows):
+        """`logits` over the ids that can come out anywhere, those of other positions -inf, and the first of these ids."""
+        low, high = self.low[where], self.high[where]
+        first, last = int(low.min()), int(high.max())
+        return restrict(self.logits(x, where, rows)[:, first:last].float(), low - first, high - first), first     # (M, last - first)
 
     def propose(self, x, where):
         """Tokens drawn at the True positions of where (B, L), their log-probability and the entropy there.
@@ -428,9 +435,7 @@ class State:
         tokens, logp = x.clone(), torch.zeros(x.shape, device=x.device)
         entropy, rows = torch.zeros_like(logp), where.any(1)
         if bool(rows.any()):
-            low, high = self.low[where], self.high[where]
-            first, last = int(low.min()), int(high.max())             # noise only for ids that can come out
-            logits = restrict(self.logits(x, where, rows)[:, first:last].float(), low - first, high - first)
+            logits, first = self.allowed(x, where, rows)              # so that noise is drawn for no more
             full = logits.log_softmax(-1)                                                                  # (M, V)
             if self.temperature > 0:
                 draw = filter_logits(full, self.temperature, self.top_k, self.top_p).double()
@@ -447,9 +452,8 @@ class State:
         are hidden: (B, L), 0 elsewhere."""
         out, rows = torch.zeros(x.shape, device=x.device), where.any(1)
         if bool(rows.any()):
-            logits = self.logits(x.masked_fill(where, self.mask_id), where, rows).float()
-            logits = restrict(logits, self.low[where], self.high[where])                                   # (M, V)
-            out[where] = logits.amax(-1) - logits.gather(-1, x[where][:, None])[:, 0]
+            logits, first = self.allowed(x.masked_fill(where, self.mask_id), where, rows)                  # (M, V)
+            out[where] = logits.amax(-1) - logits.gather(-1, x[where][:, None] - first)[:, 0]
         return out
 
     def fill(self, x, reveal):
@@ -480,10 +484,8 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
                   torch.zeros(len(x), dtype=torch.long, device=x.device),
                   torch.Generator(x.device).manual_seed(seed), mask_id, temperature, top_k, top_p, guidance, growing)
     film = [x]
-    for x in SAMPLERS[sampler](x, state, rates, **options):
-        if record:
-            film.append(x)
-    for x in corrected(x, state, correct):
-        if record:
-            film.append(x)
+    for stage in (lambda x: SAMPLERS[sampler](x, state, rates, **options), lambda x: corrected(x, state, correct)):
+        for x in stage(x):
+            if record:
+                film.append(x)
     return x, state.nfe, film if record else []

@@ -142,13 +142,11 @@ def most_fitting(run, kind, x, condition, candidates, seed, rounds):
     The network judges itself in both directions: -log p(answer | prompt) - log p(prompt | answer), each by its bound under the same
     `rounds` masks for all candidates (our choice; the second term alone is a noisy channel, the first what samplers may spoil).
     """
-    nats = []
-    for k in range(candidates):
-        rows = run.stream.describe(kind, x[k::candidates].cpu().numpy())
-        given = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
-        nats.append(sum(diffusion.bound(run.logits(rows), run.on(rows.ids), run.on(noisy), run.on(rows.low), run.on(rows.high), MASK,
-                                        data.rng(seed, 19), rounds=rounds)[:, 0] for noisy in (given, (rows.member >= 0) & ~given)))
-    best = torch.stack(nats).argmin(0)                                                               # (B,)
+    rows = run.stream.describe(kind, x.cpu().numpy())
+    given = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
+    nats = sum(diffusion.bound(run.logits(rows), run.on(rows.ids), run.on(noisy), run.on(rows.low), run.on(rows.high), MASK, data.rng(seed, 19),
+                               rounds=rounds, alike=candidates) for noisy in (given, (rows.member >= 0) & ~given))
+    best = nats.view(-1, candidates).argmin(1)                                                       # (B,)
     return torch.arange(len(best), device=best.device) * candidates + best, 2 * rounds
 
 
@@ -356,8 +354,8 @@ def check(args):
     """A UsageError for arguments that cannot be right."""
     for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("steps", lambda v: v >= 1, "at least 1"),
                              ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
-                             ("block", lambda v: v >= 0, "not negative"), ("correct", lambda v: v >= 0, "not negative"), ("rounds", lambda v: v >= 1, "at least 1"),
-                             ("length", lambda v: v >= 1, "at least 1"),
+                             ("rounds", lambda v: v >= 1, "at least 1"), ("correct", lambda v: v >= 0, "not negative"),
+                             ("block", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
                              ("temperature", lambda v: v >= 0, "not negative"), ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
                              ("choice_temperature", lambda v: v >= 0, "not negative"), ("budget", lambda v: v >= 0, "not negative")):
         value = getattr(args, name)
@@ -393,8 +391,8 @@ def main():
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in about twelve minutes"))
-    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature", "top_p", "guidance",
-                                             "choice_temperature", "budget")}
+    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature",
+                                             "top_p", "guidance", "choice_temperature", "budget")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":

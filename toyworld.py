@@ -760,6 +760,12 @@ def passages(n, seed, split="seen"):
     return made
 
 
+def parse_passage(text):
+    """Its sentences, each as (kind in SENTENCES, what the pattern's groups hold); (None, ()) for one that is of no kind."""
+    return [next(((kind, match.groups()) for kind, pattern in SENTENCES.items() if (match := pattern.fullmatch(sentence))),
+                 (None, ())) for sentence in text.removesuffix(".").split(". ")]
+
+
 def judge_passages(texts):
     """Passages -> {"grammatical": (N,) bool, "consistent": (N,) bool}.
 
@@ -767,9 +773,7 @@ def judge_passages(texts):
     grammatical, and the sentences agree (what follows "so", or answers, follows from the rest)."""
     grammatical, consistent = np.zeros((2, len(texts)), bool)
     for i, text in enumerate(texts):
-        found = [next(((kind, match.groups()) for kind, pattern in SENTENCES.items()
-                       if (match := pattern.fullmatch(sentence))), (None, ()))
-                 for sentence in text.removesuffix(".").split(". ")]
+        found = parse_passage(text)
         check = FORMS.get(tuple(kind for kind, _ in found))
         grammatical[i] = text.endswith(".") and check is not None
         consistent[i] = grammatical[i] and check(*(fields for _, fields in found))

@@ -28,8 +28,7 @@ WRITER = {("relation", "so relation"): "write_inverse", ("relation", "relation",
 
 def writer_of(text):
     """The writer whose form a passage has, or None."""
-    return WRITER.get(tuple(next((kind for kind, pattern in toyworld.SENTENCES.items() if pattern.fullmatch(sentence)), None)
-                            for sentence in text.removesuffix(".").split(". ")))
+    return WRITER.get(tuple(kind for kind, _ in toyworld.parse_passage(text)))
 
 
 def true_nats():

@@ -291,6 +291,18 @@ def mean_and_error(values):
     return np.mean(values), np.std(values) / math.sqrt(len(values))
 
 
+@pytest.mark.parametrize("estimator", ("exact-k", "time"))
+def test_rows_that_are_to_be_judged_alike_get_the_same_masks(estimator):
+    """Three copies of every row cost the same nats, those that the rows cost alone with the same random numbers."""
+    ids, noisy = torch.tensor(NOISY_NET.sequences[[5, 8, 17, 22]]), torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]).bool()
+    nats = {}
+    for alike in (1, 3):
+        low, high = NOISY_NET.ranges(4 * alike)
+        rows = [z.repeat_interleave(alike, 0) for z in (ids, noisy)]
+        nats[alike] = d.bound(NOISY_NET.predict_any, *rows, low, high, MASK, np.random.default_rng(4), rounds=2, estimator=estimator, alike=alike)
+    assert torch.equal(nats[3], nats[1].repeat_interleave(3, 0)) and len(nats[1].unique()) > 1
+
+
 @pytest.mark.parametrize("estimator,name", (("exact-k", "linear"), ("time", "linear"), ("time", "cosine"),
                                             ("time", "poly:0.5")))
 def test_estimators_are_unbiased(estimator, name):
