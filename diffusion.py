@@ -198,14 +198,15 @@ def weighted_terms(nll, weight, group, counts):
 
 
 @torch.no_grad()
-def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, estimator="exact-k", sched=None, alike=1):
+def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, estimator="exact-k", sched=None, alike=None):
     """Estimate of the bound on -log p(noisy tokens | the others), nats a row.
 
     predict(x, where) -> logits (M, V) at the True positions of where (B, L); ids (B, L) clean; noisy (B, L) bool;
     low, high (B, L) each position's ids; u: numpy Generator; group (B, L) ints: split the terms by it.
     estimator: "exact-k" (k uniform on 1..n, weight n/k: lower variance) or "time" (Bernoulli masks, weight -alpha'/m;
     it leaves out times within T_MIN of the ends, a bias of about 0.1%, but 3% for poly:0.5, whose mask rates it cuts
-    at sqrt(T_MIN)). alike: so many rows one after another, with as many noisy tokens each, get the same masks.
+    at sqrt(T_MIN)). alike (B,) ints from 0 on: rows of one number, which have
+    as many noisy tokens each, get the same masks.
     Returns (B, G) float64: the mean over rounds for every row; its average over rows estimates the bound and its
     spread over rows gives the standard error.
     """
@@ -214,13 +215,16 @@ def bound(predict, ids, noisy, low, high, mask_id, u, group=None, rounds=1, esti
     sched = sched or SCHEDULES["linear"]
     B, G = ids.shape[0], 1 if group is None else int(group.max()) + 1
     total = torch.zeros(B, G, dtype=torch.float64, device=ids.device)
-    n, each = noisy.sum(1), B // alike
-    spread = lambda made: torch.as_tensor(made, device=ids.device).repeat_interleave(alike, 0)           # one of a group -> its rows
+    n = noisy.sum(1)
+    alike = torch.arange(B, device=ids.device) if alike is None else alike
+    each = int(alike.max()) + 1 if B else 0
+    spread = lambda made: torch.as_tensor(made, device=ids.device)[alike]                            # of a number -> of its rows
     for _ in range(rounds):
         noise = spread(u.random((each, ids.shape[1])))
         if estimator == "exact-k":
             order = torch.from_numpy(u.permutation(each)).to(ids.device)  # no row is tied to a stratum
-            k = spread(systematic_counts(n[::alike][order], u.random())[order.argsort()])
+            most = n.new_zeros(each).scatter(0, alike, n)                 # noisy tokens of each number
+            k = spread(systematic_counts(most[order], u.random())[order.argsort()])
             x, masked = mask_exactly(ids, noisy, k, noise, mask_id)
             weight = n / k
         else:

@@ -136,18 +136,20 @@ def before_content(run, kind, rows):
 
 
 def most_fitting(run, kind, x, condition, candidates, seed, rounds):
-    """Rows x (B * candidates, L), those of one prompt one after another -> (B,) which row of each prompt fits it best, and the
-    evaluations that a row cost.
+    """Rows x (B * candidates, L), those of one prompt one after another -> (B,) which row of each prompt fits it best, and (B,) the
+    evaluations that finding it cost.
 
     The network judges itself in both directions: -log p(answer | prompt) - log p(prompt | answer), each by its bound under the same
     `rounds` masks for all candidates (our choice; the second term alone is a noisy channel, the first what samplers may spoil).
     """
-    rows = run.stream.describe(kind, x.cpu().numpy())
+    prompts = torch.arange(len(x), device=x.device) // candidates                                    # (B * candidates,)
+    different, at = torch.cat((prompts[:, None], x), 1).unique(dim=0, return_inverse=True)           # candidates often agree
+    prompts, rows = different[:, 0], run.stream.describe(kind, different[:, 1:].cpu().numpy())
     given = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
     nats = sum(diffusion.bound(run.logits(rows), run.on(rows.ids), run.on(noisy), run.on(rows.low), run.on(rows.high), MASK, data.rng(seed, 19),
-                               rounds=rounds, alike=candidates) for noisy in (given, (rows.member >= 0) & ~given))
-    best = nats.view(-1, candidates).argmin(1)                                                       # (B,)
-    return torch.arange(len(best), device=best.device) * candidates + best, 2 * rounds
+                               rounds=rounds, alike=prompts) for noisy in (given, (rows.member >= 0) & ~given))
+    best = nats[at].view(-1, candidates).argmin(1)                                                   # (B,)
+    return torch.arange(len(best), device=best.device) * candidates + best, 2 * rounds * prompts.bincount()
 
 
 @torch.inference_mode()
@@ -166,7 +168,7 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rou
             record=record, seed=seed + i, **settings)
         if candidates > 1:
             kept, more = most_fitting(run, kind, x, condition, candidates, seed + i, rounds)
-            x, frames, calls = x[kept], [f[kept] for f in frames], (calls + more).view(-1, candidates).sum(1)
+            x, frames, calls = x[kept], [f[kept] for f in frames], calls.view(-1, candidates).sum(1) + more
         out.append(x.cpu().numpy())
         film.append([f.cpu().numpy() for f in frames])
         nfe.append(calls.float().cpu().numpy())

@@ -298,8 +298,8 @@ def test_rows_that_are_to_be_judged_alike_get_the_same_masks(estimator):
     nats = {}
     for alike in (1, 3):
         low, high = NOISY_NET.ranges(4 * alike)
-        rows = [z.repeat_interleave(alike, 0) for z in (ids, noisy)]
-        nats[alike] = d.bound(NOISY_NET.predict_any, *rows, low, high, MASK, np.random.default_rng(4), rounds=2, estimator=estimator, alike=alike)
+        rows, number = [z.repeat_interleave(alike, 0) for z in (ids, noisy)], torch.arange(4).repeat_interleave(alike)
+        nats[alike] = d.bound(NOISY_NET.predict_any, *rows, low, high, MASK, np.random.default_rng(4), rounds=2, estimator=estimator, alike=number)
     assert torch.equal(nats[3], nats[1].repeat_interleave(3, 0)) and len(nats[1].unique()) > 1
 
 

@@ -298,7 +298,7 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
     run = types.SimpleNamespace(stream=stream, logits=logits, on=lambda a: torch.from_numpy(np.ascontiguousarray(a)))
     for given in ("image", "text"):
         kept, nfe = sample.most_fitting(run, "image-text", torch.from_numpy(x), [given], 4, 0, rounds=3)
-        assert kept.tolist() == [2, 4, 10] and nfe == 6
+        assert kept.tolist() == [2, 4, 10] and nfe.tolist() == [24, 18, 24]   # two of the second row's are one
 
 
 def test_several_runs_make_one_table(trained, tmp_path):
