@@ -89,11 +89,12 @@ def run_of(net, w):
     return sample.Run(w.folder, {"args": dict.fromkeys(("text", "images", "speech"))}, w.stream, w.tokenizers, net.eval(), torch.device("cpu"))
 
 
-def held_out_nats(net, stream, rows, rounds=4):
-    """Nats a token on rows (N, L) and its standard error: the bound, with the same masks for every network, or of a causal
+def held_out_nats(net, stream, rows, rounds=4, kind="text"):
+    """Nats a token on rows (N, L) of a kind and its standard error: the bound, with the same masks for every network, or of a causal
     network -log p itself, over the same tokens."""
-    d = stream.describe("text", rows.astype(np.int64))
-    ids, place, doc, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (d.ids, d.place, d.doc, d.low, d.high))
+    d = stream.describe(kind, rows.astype(np.int64))
+    ids, place, low, high = (torch.from_numpy(np.array(a)) for a in (d.ids, d.place, d.low, d.high))
+    doc = None if d.doc is None else torch.from_numpy(d.doc)
     noisy = torch.from_numpy(d.member >= 0)
     with torch.no_grad():
         if net.config.causal:
@@ -157,7 +158,7 @@ def trained(c):
     trunk, parameters, curve = net.trunk, list(net.parameters()), []
     if c["tokens"] >= COMPILE_FROM and list(per_step) == ["text"]:
         trunk = compiled(net, make(0)["text"])
-    steps = max(1, round(c["tokens"] / (c["batch"] * LENGTH)))
+    steps, kind = max(1, round(c["tokens"] / (c["batch"] * LENGTH))), c.get("held", "text")
     for step in range(steps):
         train.backward(net, trunk, make(step), weights, contextlib.nullcontext)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
@@ -169,7 +170,7 @@ def trained(c):
             optimizer.step()
         net.zero_grad(set_to_none=True)
         if c.get("every") and (step + 1) % c["every"] == 0:
-            curve.append([step + 1, held_out_nats(net, w.stream, w.held["text"], rounds=1)[0]])
+            curve.append([step + 1, held_out_nats(net, w.stream, w.held[kind], rounds=1, kind=kind)[0]])
     return net, args, steps, curve
 
 
@@ -178,14 +179,15 @@ def fit(c):
 
     And, if c has them: "curve", "samples" by the "samplers" (settings of `judged`), and "noise" (gradient variance and its
     error) under the "views" (dicts of "schedule" and "complement"). Of three modalities no one bound but "bounds": nats a token
-    and standard error by kind and direction, as `score.bounds` names them.
+    and standard error by kind and direction, as `score.bounds` names them; or, with "held", the one of that kind's rows.
     """
     net, args, steps, curve = trained(c)
     bound, stderr, more, w = None, None, {"curve": curve}, world_of(c)
-    if net and "trimodal" in c:
+    if net and "trimodal" in c and "held" not in c:
         more["bounds"] = {k: [b["nats_per_token"], b["stderr"]] for k, b in score.bounds(run_of(net, w)).items()}
     elif net:
-        bound, stderr = held_out_nats(net, w.stream, w.held["text"])
+        kind = c.get("held", "text")
+        bound, stderr = held_out_nats(net, w.stream, w.held[kind], kind=kind)
     if net:
         more["samples"] = [judged(net, w, **gridded(s)) for s in c.get("samplers", ())]
         more["noise"] = [gradient_noise(net, c, args, **view) for view in c.get("views", ())]
