@@ -435,6 +435,7 @@ def main():
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        from torch.distributed.nn import functional as _  # before the group is: as default arguments there it would never end
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     sources = prepare.gather(args)
     keys = {kind: source.key for kind, source in sources.items()}
