@@ -227,10 +227,15 @@ def gradient_noise(net, c, args, schedule="linear", complement=False, count=96):
     return float(parts.mean()), float(parts.std() / 8 ** 0.5)
 
 
-def base(**changes):
-    """The configuration that experiments/batch_size.py found best for a million tokens or more: where the other studies start."""
-    return {"width": 64, "depth": 2, "head_dim": 32, "base_width": 64, "base_depth": 2, "batch": 16, "tokens": 1_500_000, "seed": 0,
-            "lr": 2.0 ** -9, "beta1": 0.8, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.1, "rates": {"embedding": 0.3}, **changes}
+def base(factor=1.0, **changes):
+    """A small network under the default run's optimizer, settings carried to its shape by Complete(d)P, to its tokens and its batch by the
+    batch rule (both learning rates times factor): where the studies start but those of the rules themselves, which tune AdamW."""
+    toy = models.PRESETS["toy"]
+    c = {"width": 64, "depth": 2, "head_dim": 32, "base_width": toy["width"], "base_depth": toy["depth"], "batch": 16, "tokens": 1_500_000,
+         "seed": 0, "optimizer": "muon", **changes}
+    rule = train.batch_rule(c["batch"] * LENGTH, c["tokens"])
+    rule = {k: rule[k] * (factor if k in ("lr", "muon_lr") else 1) for k in ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")}
+    return {**rule, **c}
 
 
 def results_folder(quick=False):

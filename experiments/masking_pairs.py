@@ -10,7 +10,7 @@ On two cores about 15 minutes:  python experiments/masking_pairs.py      writes 
 import argparse
 
 import common
-from common import models, train
+from common import models
 
 ARMS = {
     "joint": {"joint": 1.0},
@@ -26,13 +26,10 @@ CELLS = ("seen, one thing", "seen, two things")
 
 def study(folder, world=(2_500, 10_000), tokens=600_000, seeds=(0, 1), arms=ARMS, n=100, **shape):
     common.trimodal(*world)                                                # made once, before the workers read it
-    shape = {**models.PRESETS["toy"], **shape}
-    rule = train.batch_rule(816, tokens, train.BASE)
-    settings = {k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")}
     one = dict(n=n, split="seen", candidates=1)                              # what the network draws, not what it would choose
     samplers = [dict(task="text-to-image", guidance=w, steps=12, **one) for w in GUIDANCE] + [dict(task="image-to-text", temperature=0.0, budget=0.1, **one)]
-    config = lambda modes, seed: dict(common.base(tokens=tokens, seed=seed), **shape, **settings, base_width=192, base_depth=3, optimizer="muon",
-                                      rates={}, batch=816 / common.LENGTH, trimodal=list(world), mix={"image-text": 1.0}, modes=modes, samplers=samplers)
+    config = lambda modes, seed: common.base(**{**models.PRESETS["toy"], **shape}, batch=816 / common.LENGTH, tokens=tokens, seed=seed,
+                                             trimodal=list(world), mix={"image-text": 1.0}, modes=modes, samplers=samplers)
     results = common.run_all(folder / "masking_pairs-runs.json", [config(modes, seed) for modes in arms.values() for seed in seeds])
     out = {}
     for i, name in enumerate(arms):

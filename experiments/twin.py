@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import common
-from common import models, safe, score, train
+from common import models, safe, score
 
 FACTORS = (0.5, 1.0, 2.0)
 ARMS = {"masked diffusion": False, "autoregression": True}
@@ -25,12 +25,8 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     noisy = int((w.stream.describe("text", held.astype(np.int64)).member >= 0).sum())
     characters = sum(len(t) for t in w.tokenizers["text"].decode(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")))
 
-    def config(total, seed, causal, factor):
-        rule = train.batch_rule(8 * common.LENGTH, total, train.BASE)
-        rule = {k: rule[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")}
-        return dict(common.base(tokens=total, seed=seed, **rule), **{**models.PRESETS["toy"], **shape}, base_width=192, base_depth=3, batch=8, rates={},
-                    optimizer="muon", causal=causal, text=path, lr=factor * rule["lr"], muon_lr=factor * rule["muon_lr"])
-
+    config = lambda total, seed, causal, factor: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=8, tokens=total, seed=seed,
+                                                             causal=causal, text=path)
     made = {}
     for name, causal in ARMS.items():
         tried = common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors])
