@@ -208,7 +208,7 @@ def write(folder, run=None, samples=3, seed=0):
     if "steps" in config:
         args, tokens = SimpleNamespace(**config["args"]), config["steps"] * config["batch_tokens"]
         rows = rules.derived(config["batch_tokens"], tokens, config["batch_tokens"] / sum(config["rows_per_step"].values()),
-                             base=rules.tuned_point(args), gamma=args.gamma, warmup=args.warmup)
+                             base=rules.tuned_point(args), gamma=args.gamma, warmup=args.warmup, optimizer=args.optimizer)
         text = "\n".join(f"{name:13} = {formula:36} = {value:.6g}" for name, formula, value in rows)
         body.append(f"<h2>derived settings</h2><pre>{html.escape(text)}</pre>")
     body.append(f"<h2>settings</h2><pre>{html.escape(json.dumps(config, indent=1, ensure_ascii=False))}</pre>")

@@ -33,7 +33,7 @@ def tuned_point(args):
     return {**BASE, "lr": args.lr, "muon_lr": args.muon_lr, "weight_decay": args.weight_decay}
 
 
-def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughput=0.0):
+def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughput=0.0, optimizer="muon"):
     """The batch rule's results as rows (name, formula, number): what is printed before a training and by --plan.
 
     batch, tokens as in `batch_rule`; length: tokens a row, for B_crit in rows; throughput in tokens a second (0: unknown).
@@ -49,8 +49,8 @@ def derived(batch, tokens, length, base=BASE, gamma=0.44, warmup=0.05, throughpu
             ("eps", f"{base['eps']:g} / sqrt(kappa)", rule["eps"]),
             ("weight decay", f"{base['weight_decay']:g} {times}", rule["weight_decay"]),
             ("EMA", f"{base['ema']:g}^kappa", rule["ema"]),
-            ("Muon lr", f"{base['muon_lr']:g} {times}", rule["muon_lr"]),
-            ("Muon momentum", f"{base['momentum']:g}^kappa", rule["momentum"]),
+            *([("Muon lr", f"{base['muon_lr']:g} {times}", rule["muon_lr"]),
+               ("Muon momentum", f"{base['momentum']:g}^kappa", rule["momentum"])] if optimizer == "muon" else []),
             ("steps", "D / B", steps),
             ("warm-up steps", f"min(1000, steps / 4, {warmup:g} steps)", warmup_steps(steps, warmup)),
             ("virtual batch", "kappa B_base, tokens", rule["kappa"] * base["batch"]),
@@ -100,4 +100,4 @@ def plan(args):
     print(f"compute frontier of the paper, D* = 7754 N^0.84 with N = {N:,}: {7754 * N ** 0.84:.3e} tokens; "
           f"this plan: {tokens:.3e}")
     print_derived(args.batch_tokens, tokens, args.text_length, base=tuned_point(args),
-                  gamma=args.gamma, warmup=args.warmup, throughput=args.throughput)
+                  gamma=args.gamma, warmup=args.warmup, throughput=args.throughput, optimizer=args.optimizer)

@@ -289,7 +289,7 @@ def train(args, folder, stream, rows, device):
               + (f", {args.micro_batch} at a time" if args.micro_batch else "")
               + (f", in {world_size()} processes" if world_size() > 1 else "") + (f", from step {first} on" if first else ""))
         print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base,
-                      gamma=args.gamma, warmup=args.warmup)
+                      gamma=args.gamma, warmup=args.warmup, optimizer=args.optimizer)
         keep_until(folder / "log.jsonl", first - 1)
         keep_until(folder / "scores.jsonl", first)
 
