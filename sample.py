@@ -8,6 +8,7 @@
     python sample.py image        python sample.py speech               unconditional, with the caption it fits
     python sample.py infill "the red circle is ___ the blue square."    ___ is a hole; or a picture or clip and --hole
     python sample.py score --n 200 --json scores.json                   judged samples and the bound
+    python sample.py score text-to-image --guidance 2                   of these tasks alone, with another sampler
 """
 import argparse
 import sys
@@ -371,7 +372,7 @@ def check(args):
 def main():
     p = safe.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("task", nargs="?", choices=[*TASKS, "infill", "score", "page"])
-    p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip")
+    p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip; score: tasks (all)")
     p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     p.add_argument("--out", default="out", help="folder for what is generated")
     p.add_argument("--n", type=int, help="samples for each prompt (1), or for each cell of the score (200)")
@@ -392,14 +393,14 @@ def main():
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
-            f"; and {args.run} holds no trained model yet: python train.py makes one in about twelve minutes"))
+            f"; and {args.run} holds no trained model yet: python train.py makes one in about eleven minutes"))
     changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature",
                                              "top_p", "guidance", "choice_temperature", "budget")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":
         import score
-        scores = score.score(run, args.n or 200)
+        scores = score.score(run, args.n or 200, tasks=args.prompt, **changes)
         print(score.table(scores))
         if args.json:
             safe.write_json(args.json, scores)

@@ -85,15 +85,16 @@ def word_accuracy(text, wanted):
     return max(0.0, 1 - row[-1] / max(1, len(b)))
 
 
-def answers(run, task, prompts, seed):
-    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens."""
+def answers(run, task, prompts, seed, changes):
+    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens; changes: of the sampler."""
     if not isinstance(prompts, np.ndarray):
-        return generate(run, task, prompts, seed=seed)
+        return generate(run, task, prompts, seed=seed, **changes)
     kind, targets = TASKS[task]
     ids = prompts
     for modality in targets:
         ids = holes(run, kind, ids, modality, np.ones(10**5, bool))
-    return fill(run, kind, ids, condition=[m for m in KINDS[kind] if m not in targets], seed=seed, **settings_for(task))
+    return fill(run, kind, ids, condition=[m for m in KINDS[kind] if m not in targets], seed=seed,
+                **settings_for(task, **changes))
 
 
 def diversity(ids, repeats):
@@ -109,18 +110,18 @@ def diversity(ids, repeats):
             "entropy": float(np.log(repeats / alike).mean(1).sum(1).mean())}
 
 
-def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
+def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8, tasks=(), **changes):
     """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
-    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}."""
+    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
+    Or only tasks, without those two. changes: to the sampler's settings. Raises UsageError for a task that cannot be judged."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
-    out = {}
-    for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items():
-        kind, targets = TASKS[task]
-        if kind not in run.stream.slots:
-            continue
+    judged, out = {task: cells for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items() if TASKS[task][0] in run.stream.slots}, {}
+    if unknown := [t for t in tasks if t not in judged]:
+        raise safe.UsageError(f"score {unknown[0]}: {run.folder} is judged on {', '.join(judged)}")
+    for task, cells in ((t, judged[t]) for t in tasks or judged):
         result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
         for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
-            made = answers(run, task, prompts, seed)
+            made = answers(run, task, prompts, seed, changes)
             verdict = judge(made.outputs)
             cell = {"n": len(prompts)}
             for attribute, values in verdict.items():
@@ -139,11 +140,10 @@ def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8):
         out[task] = result
         first = next(iter(cells.values()))[0][:8]
         again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
-        result["diversity"] = diversity(answers(run, task, again, seed + 1).ids, repeats)
-    if toy:
+        result["diversity"] = diversity(answers(run, task, again, seed + 1, changes).ids, repeats)
+    if toy and not tasks:
         out["tokenizers"] = reconstructions(run, n, seed)
-    out["bound"] = bounds(run, bound_rows)
-    return out
+    return out if tasks else {**out, "bound": bounds(run, bound_rows)}
 
 
 def units_of(run, modality, codes):
@@ -215,8 +215,9 @@ def table(scores):
             lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
     for modality, r in scores.get("tokenizers", {}).items():
         lines.append(f"{modality + ' tokenizer':35} {100 * r['tokens'][0]:5.1f} ± {100 * r['tokens'][1]:3.1f}%   of the true ones {100 * r['true'][0]:.1f}%")
-    lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
-    for name, entry in scores["bound"].items():
+    if "bound" in scores:
+        lines += ["", f"{'bound on held-out data':38} {'nats/token':>16}   bits"]
+    for name, entry in scores.get("bound", {}).items():
         unit = next((k for k in entry if k.startswith("bits_per_") and "token" not in k), None)
         lines.append(f"{name:38} {entry['nats_per_token']:8.3f} ± {entry['stderr']:.3f}   {entry['bits_per_token']:.3f} "
                      "a token" + (f", {entry[unit]:.3f} a {unit[9:]}" if unit else ""))

@@ -1,6 +1,6 @@
 """Train tinytri: tokenizers first, then one masked diffusion model over text, image-text and speech-text.
 
-    python train.py                                        the toy world, about twelve minutes on two CPU cores
+    python train.py                                        the toy world, about eleven minutes on two CPU cores
     python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data (any subset)
     python train.py --resume --run runs/mine               go on where a run stopped
     python train.py --plan --preset 3b                     sizes and settings, no training

@@ -16,6 +16,7 @@ import data
 import diffusion
 import flags
 import model as models
+import safe
 import sample
 import score
 import train
@@ -311,6 +312,17 @@ def test_several_runs_make_one_table(trained, tmp_path):
     lines = run("experiments/seeds.py", tmp_path / "0.json", tmp_path / "1.json").stdout.splitlines()
     assert any(line.startswith("| text-to-speech | seen | 60 ± 14 | 50, 70 | whole phrase") for line in lines)
     assert any(line.startswith("| speech-to-text | seen | 90 ± 0 | 90, 90 | whole phrase") for line in lines)
+
+
+def test_tasks_are_scored_alone_and_under_other_settings(trained):
+    toy, two = sample.load_run(trained[0], torch.device("cpu")), ("text-to-speech", "text")
+    settings = dict(sampler="ancestral", guidance=0.0, correct=0)
+    for steps in (1, 3):
+        scores = score.score(toy, 2, tasks=two, repeats=2, steps=steps, **settings)
+        assert tuple(scores) == two and [scores[t]["nfe"] for t in two] == [steps, steps]
+    assert "text-to-speech" in score.table(scores) and "bound" not in score.table(scores)
+    with pytest.raises(safe.UsageError, match="score image: .* is judged on text-to-image, .*"):
+        score.score(toy, 2, tasks=("image",))
 
 
 def test_candidates_are_paid_for(trained):
