@@ -319,8 +319,12 @@ def finish(name, result, drawing=None):
                 numpy=np.__version__, runs=len(runs), core_seconds=sum(r["seconds"] for r in runs) if all(r["seconds"] for r in runs) else None)
     safe.write_json(HERE / "results" / f"{name}.json", {**made, **result})
     if drawing:
+        from matplotlib import ticker
         for panel in drawing.axes:
             if panel.get_xscale() == "log":
                 panel.xaxis.set_minor_formatter("")                        # they overlap on short axes
+                if panel.get_xlim()[0] > 1:                                # counts: 200k, 500k, 1M
+                    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                    panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         drawing.tight_layout()
         drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)

@@ -4,7 +4,7 @@ Question: B/2 rows, each under a mask and under the mask's complement, against B
 same weights, final bound, generated passages.
 The paper (arXiv 2602.21472) trains with anti-masking and reports lower variance. Theory: both views are unbiased, their errors
 are negatively correlated, but half as many different items are seen.
-Set-up: experiments/common.py; width 64, depth 2, 1.5M tokens in steps of 16 rows, three seeds.
+Set-up: experiments/common.py; width 64, depth 2, 1.5M tokens in steps of 16 rows, six seeds.
 On two cores about 5 minutes:  python experiments/complement.py      writes results/complement.json and .png
 """
 import argparse
@@ -15,7 +15,7 @@ ARMS = {"one mask": False, "mask and complement": True}
 SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 
 
-def study(folder, tokens=1_500_000, seeds=(0, 1, 2)):
+def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5)):
     views = {False: dict(views=[dict(complement=v) for v in ARMS.values()])}   # gradients of both at one mask's weights
     configs = [common.base(tokens=tokens, complement=c, seed=s, samplers=[SAMPLER], **views.get(c, {})) for c in ARMS.values() for s in seeds]
     results, out = common.run_all(folder / "complement-runs.json", configs), {}
