@@ -17,11 +17,12 @@ from torch import nn
 
 import data
 import diffusion
+import flags
 import model as models
 import train
 
 # bf16 products without sparsity, FLOP/s, from the makers' data sheets; the first name that is part of the device's counts
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12,
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L40": 181e12,
          "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12}
 
 CODES = {"text": (1, 436), "image": (1, 625), "speech": (3, 200)}      # the default run's, where no flag says otherwise
@@ -50,8 +51,10 @@ def make_rows(args, count=256):
 
 
 def wait(device):
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def measure(step, device, steps=0):
@@ -83,7 +86,8 @@ def time_step(args, stream, rows, per_step, device, causal=False):
     config = models.ModelConfig(stream.vocab, stream.places, **{**models.PRESETS[args.preset], **args.shape}, causal=causal)
     net = models.Transformer(config, seed=args.seed).to(device)
     dtype, autocast = train.precision(args, device)
-    batches, sched = data.Batches(stream, rows, per_step, args.seed), diffusion.schedule(args.schedule)
+    views = 2 if args.complement and not causal else 1
+    batches, sched = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed), diffusion.schedule(args.schedule)
     optimizers = models.optimizers(net, train.batch_rule(1, 1, {**train.BASE, "batch": 1, "tokens": 1}), args.optimizer, dtype)
     make = lambda i: train.to_device(train.next_tokens(batches, i) if causal else train.noised(batches, i, args, sched), device)
     trunk = torch.compile(net.trunk) if args.compile != "off" else net.trunk
@@ -160,6 +164,7 @@ def peak_memory(device):
 
 def bench(args, device):
     """Time what the module's docstring lists; print a table, or JSON with --json. Returns the figures."""
+    flags.check_mix(args, args.kinds)
     stream, rows = make_rows(args)
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, args.kinds)
     real = {k: float((rows[k] != data.PAD).sum(1).mean()) for k in per_step}

@@ -1,6 +1,7 @@
 """The flags of train.py: what they are, what they may be, and which of them a run keeps."""
 import argparse
 import json
+import math
 
 import data
 import diffusion
@@ -131,6 +132,10 @@ def check(args):
         diffusion.schedule(args.schedule)
     except ValueError as error:
         raise UsageError(f"--schedule: {error}")
+    if args.text_length < data.HEAD + 2:
+        raise UsageError(f"--text-length {args.text_length}: a row opens with {data.HEAD} tokens and needs room for a text: at least {data.HEAD + 2}")
+    if not isinstance(args.shape, dict):
+        raise UsageError('--shape: a mapping, as {"width": 128}')
     fields = [f for f in models.ModelConfig.__dataclass_fields__ if f not in ("vocab", "places", "causal")]
     unknown = [k for k in args.shape if k not in fields]
     if unknown:
@@ -141,15 +146,30 @@ def check(args):
     shape = {"head_dim": 64, **models.PRESETS[args.preset], **args.shape}
     if shape["width"] % shape["head_dim"]:
         raise UsageError(f"--shape: width {shape['width']} is not a multiple of head_dim {shape['head_dim']}")
+    if shape["head_dim"] % 2:
+        raise UsageError(f"--shape: head_dim {shape['head_dim']} is odd, rotary positions turn pairs")
     terms = [f"{k}/{m}" for k, members in KINDS.items() for m in members]
     for flag, known in (("modes", diffusion.PAIR_MODES), ("time_power", diffusion.PAIR_MODES), ("mix", KINDS),
                         ("loss_weights", terms), ("weighting", KINDS)):
         for name in getattr(args, flag):
             if name not in known:
                 raise UsageError(f"--{flag.replace('_', '-')}: no {name!r}; choose from {', '.join(known)}")
+    for flag in ("modes", "mix", "loss_weights", "time_power"):
+        for name, value in getattr(args, flag).items():
+            if not 0 <= value < math.inf:
+                raise UsageError(f"--{flag.replace('_', '-')} {name}={value:g}: must be a number that is not negative")
+    if not sum(args.modes.values()):
+        raise UsageError("--modes: all shares are 0: give one of them something")
     for name in args.weighting.values():
         if name not in diffusion.WEIGHTINGS:
             raise UsageError(f"--weighting: no {name!r}; choose from {', '.join(diffusion.WEIGHTINGS)}")
+
+
+def check_mix(args, kinds):
+    """A UsageError for a kind to train on that --mix leaves out."""
+    for kind in kinds:
+        if args.mix.get(kind, 0) <= 0:
+            raise UsageError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
 
 
 HERE = ("run", "resume", "overwrite", "plan", "bench", "json", "debug", "device")  # of one call, not of the run

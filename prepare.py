@@ -5,9 +5,10 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import flags
 import readers
 from data import KINDS, MODALITIES
-from safe import DataError, UsageError, read_json, write_json
+from safe import DataError, read_json, write_json
 
 TOKENIZER_BYTES = 2 ** 29  # of pictures or clips that a tokenizer is trained on, at most
 
@@ -76,9 +77,7 @@ def gather(args):
         sources = {k: sources[k] for k in args.kinds}
     else:
         sources = own_sources(args)
-    for kind in sources:
-        if args.mix.get(kind, 0) <= 0:
-            raise UsageError(f"--mix gives {kind} no share: give it one, or leave it out (--kinds; or no flag for its folder)")
+    flags.check_mix(args, sources)
     return sources
 
 

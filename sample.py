@@ -11,6 +11,7 @@
     python sample.py score text-to-image --guidance 2                   of these tasks alone, with another sampler
 """
 import argparse
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -154,10 +155,12 @@ def most_fitting(run, kind, x, condition, candidates, seed, rounds):
 
 
 @torch.inference_mode()
-def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rounds=2, **settings):
+def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rounds=2, numbers=None, **settings):
     """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out, and that the best of so
-    many candidates has to fit (`most_fitting`, by `rounds` masks). record: keep the film, of all rows at once."""
+    many candidates has to fit (`most_fitting`, by `rounds` masks). record: keep the film, of all rows at once. numbers (B,): of the
+    rows among others that share no noise with them (0, 1, ... if not given)."""
     began, out, film, nfe = time.time(), [], [], []
+    numbers = range(len(ids)) if numbers is None else numbers
     candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
     batch = len(ids) if record else max(16, batch // candidates)                   # prompts at a time
     for i in range(0, len(ids), batch):
@@ -166,9 +169,9 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rou
         left_out = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
         x, calls, frames = diffusion.sample(
             run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out),
-            record=record, seed=seed + i, **settings)
+            record=record, seed=seed + int(numbers[i]), **settings)
         if candidates > 1:
-            kept, more = most_fitting(run, kind, x, condition, candidates, seed + i, rounds)
+            kept, more = most_fitting(run, kind, x, condition, candidates, seed + int(numbers[i]), rounds)
             x, frames, calls = x[kept], [f[kept] for f in frames], calls.view(-1, candidates).sum(1) + more
         out.append(x.cpu().numpy())
         film.append([f.cpu().numpy() for f in frames])
@@ -224,7 +227,7 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
         settings["guidance"] = 0.0
     lengths = np.array([len(row) for row in ids])
     groups = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]            # rows of one length at a time
-    made = [fill(run, kind, np.stack([ids[i] for i in g]), record=record, condition=given, seed=seed, **settings) for g in groups]
+    made = [fill(run, kind, np.stack([ids[i] for i in g]), record=record, condition=given, numbers=g, seed=seed, **settings) for g in groups]
     return made[0] if len(made) == 1 else merged(made, groups)
 
 
@@ -328,7 +331,7 @@ def infill(run, prompt, hole, caption, seed, changes):
         if "___" not in prompt:
             raise UsageError(f"infill: {prompt!r} is no file and has no ___ in it: mark the hole with ___")
         check_trained(run, "infill", "text")
-        codes = [run.stream.to_ids("text", c) for c in encode(run, "text", prompt.split("___"))]
+        codes = [run.stream.to_ids("text", c) for c in encode(run, "text", re.split(" ?___", prompt))]  # tokens begin with their space
         filled = [codes[0]] + [p for c in codes[1:] for p in (np.full(hole_tokens(hole), MASK), c)]
         ids = np.concatenate(filled)
         slot = run.stream.slots["text"][0] - data.HEAD
@@ -353,9 +356,20 @@ def given_modality(task):
     return next((m for m in KINDS[kind] if m not in targets), None)
 
 
+ONLY = {"length": ("text",), "hole": ("infill",), "caption": ("infill",), "json": ("score",)}  # arguments that some tasks alone have
+
+
 def check(args):
     """A UsageError for arguments that cannot be right."""
-    for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("steps", lambda v: v >= 1, "at least 1"),
+    for name, tasks in ONLY.items():
+        if getattr(args, name) is not None and args.task not in tasks:
+            raise UsageError(f"--{name}: {args.task} has none, only {' and '.join(tasks)} does")
+    for name in ("guidance", "candidates", "rounds") if args.task == "infill" else ():
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name}: infill has none, it fits what is left of one row")
+    if args.task in ("image", "speech", "page") and args.prompt:
+        raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out, or choose a task that starts from one")
+    for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("seed", lambda v: v >= 0, "not negative"), ("steps", lambda v: v >= 1, "at least 1"),
                              ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
                              ("rounds", lambda v: v >= 1, "at least 1"), ("correct", lambda v: v >= 0, "not negative"),
                              ("block", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
@@ -389,7 +403,7 @@ def main():
         g.add_argument(f"--{name}", type=int)
     for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
         g.add_argument(f"--{name}", type=float)
-    args = p.parse_args()
+    args = p.parse_intermixed_args()                                       # flags may stand before the prompt
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
@@ -400,7 +414,7 @@ def main():
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":
         import score
-        scores = score.score(run, args.n or 200, tasks=args.prompt, **changes)
+        scores = score.score(run, args.n or 200, 1_000_003 + 1000 * args.seed, tasks=args.prompt, **changes)
         print(score.table(scores))
         if args.json:
             safe.write_json(args.json, scores)

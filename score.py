@@ -206,7 +206,8 @@ def table(scores):
         for name, cell in result.get("cells", {}).items():
             rest = ", ".join(f"{k} {100 * v:.0f}%" for k, v in cell.items()
                              if k not in ("n", "all") and not k.endswith("_stderr"))
-            lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%   {rest}")
+            few = f" of {cell['n']}" if cell["n"] < 30 else ""             # too few for their standard error to be trusted
+            lines.append(f"{task:15} {name:19} {100 * cell['all']:5.1f} ± {100 * cell['all_stderr']:3.1f}%{few}   {rest}")
         if "nfe" in result:
             if "diversity" in result:
                 spread = result["diversity"]

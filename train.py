@@ -218,8 +218,9 @@ def faster_trunk(net, args, device, step_seconds):
     if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 300):
         args.compile = "off"
         return net.trunk, eager
-    start, trunk = time.time(), torch.compile(net.trunk)
+    start, trunk = time.time(), None
     try:
+        trunk = torch.compile(net.trunk)
         seconds = step_seconds(trunk)
     except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
         print(f"--compile {args.compile}: torch.compile failed ({type(error).__name__}), training goes on without", flush=True)
@@ -233,6 +234,7 @@ def train(args, folder, stream, rows, device):
     """The training loop, from the checkpoint in `folder` if there is one. Writes config.json, log.jsonl, checkpoint.pt and the page."""
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
+    ema = [p.detach().clone() for p in net.parameters()]
     args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
     (dtype, autocast), sched, views = precision(args, device), diffusion.schedule(args.schedule), 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
@@ -268,7 +270,6 @@ def train(args, folder, stream, rows, device):
     optimizers = models.optimizers(net, rule, args.optimizer, dtype)
     for group in (g for o in optimizers for g in o.param_groups):
         group["base_lr"] = group["lr"]
-    ema = [p.detach().clone() for p in net.parameters()]
     first = 0
     if state:
         net.load_state_dict(state["model"])
@@ -400,8 +401,7 @@ def keep_until(path, step):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-PARTS = ["config.json", "checkpoint.pt", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "films.html", "seconds.json",
-         "validation.npz"]                    # of a run
+PARTS = ["config.json", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "films.html", "seconds.json", "validation.npz"]  # of a run
 
 
 def make_way(folder, args):
@@ -412,8 +412,11 @@ def make_way(folder, args):
                          f"--run leaves it alone")
     if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
         data.check_layout(then["layout_version"], folder)
-    for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]):
-        if (folder / old).exists():
+    whole = (folder / "checkpoint.pt").exists()               # else it is what a start left over, and may hide no run that was put aside
+    for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]) + ["checkpoint.pt"]:
+        if (folder / old).exists() and not whole:
+            (folder / old).unlink()
+        elif (folder / old).exists():
             (folder / "old").mkdir(exist_ok=True)
             os.replace(folder / old, folder / "old" / old)
 

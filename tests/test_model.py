@@ -129,7 +129,7 @@ def test_presets_have_the_sizes_they_claim():
     sizes = {}
     for preset, vocab in models.PLAN_VOCAB.items():
         with torch.device("meta"):
-            net = models.build(vocab, 1024, preset)
+            net = models.Transformer(models.ModelConfig(vocab, 1024, **models.PRESETS[preset]))
         sizes[preset] = models.count(net)
         assert sizes[preset]["total"] == sum(p.numel() for p in net.parameters())
     assert 1e6 < sizes["toy"]["total"] < 6e6

@@ -17,6 +17,7 @@ from PIL import Image
 
 import data
 import flags
+import prepare
 import readers
 import safe
 import sample
@@ -174,6 +175,12 @@ FLAGS = {
     "steps that are no number": (["--steps", "many"], "--steps"),
     "negative steps": (["--steps", "-3"], "--steps"),
     "a batch of no tokens": (["--batch-tokens", "0"], "--batch-tokens"),
+    "modes that are all zero": (["--modes", "joint=0"], "--modes"),
+    "a negative share": (["--mix", "text=-1"], "--mix text=-1"),
+    "a share for the bench": (["--bench", "--mix", "text=1"], "--mix gives image-text"),
+    "a row without room for a text": (["--text-length", "3"], "--text-length 3"),
+    "a shape that is no mapping": (["--shape", "5"], "--shape"),
+    "a head that rotary positions cannot turn": (["--shape", '{"width": 66, "head_dim": 33}'], "odd"),
     "a shape that is not JSON": (["--shape", "width"], "--shape"),
     "a shape with an unknown field": (["--shape", '{"widht": 64}'], "--shape"),
     "a width that heads do not divide": (["--shape", '{"width": 100}'], "multiple"),
@@ -209,6 +216,11 @@ PROMPTS = {
     "a negative temperature": (["image", "--temperature", "-1"], 2, "--temperature"),
     "a top-p over one": (["image", "--top-p", "1.5"], 2, "--top-p"),
     "no samples": (["image", "--n", "0"], 2, "--n"),
+    "a negative seed": (["image", "--seed", "-1"], 2, "--seed"),
+    "a length for a picture": (["image", "--length", "5"], 2, "--length"),
+    "a prompt where none is taken": (["image", "a red circle"], 2, "takes no prompt"),
+    "guidance for a hole": (["infill", "the ___ circle", "--guidance", "1"], 2, "--guidance"),
+    "a task that is not judged": (["score", "image"], 2, "score image"),
     "a device that does not exist": (["image", "--device", "abacus"], 2, "--device"),
     "a folder that cannot be made": (["image", "--out", "README.md/out", "--steps", "1"], 1, "README.md"),
 }
@@ -340,11 +352,19 @@ def test_resuming_refuses_other_data(tmp_path, capsys):
     assert status == 1 and "text changed" in error
 
 
-def test_an_overwritten_run_is_kept_until_the_next_has_a_checkpoint(trained, tmp_path, capsys):
+def test_an_overwritten_run_is_kept_until_the_next_has_a_checkpoint(trained, tmp_path, capsys, monkeypatch):
+    """Also by a second start that fails: what the first left over must not take the place of the run's files."""
+    def broken(modality, sources, args, folder, device):
+        (folder / "text.json").write_text("half a tokenizer")
+        raise data.DataError("no tokenizer")
     shutil.copytree(trained, tmp_path / "run")
-    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    status, error = told(train.main, ["train.py", "--overwrite", "--run", tmp_path / "run", *TINY, "--text-length", "2"], capsys)
-    assert status and (tmp_path / "run" / "old" / "checkpoint.pt").read_bytes() == before
+    for again in (["--overwrite"], []):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "make_tokenizer", broken)
+            status, error = told(train.main, ["train.py", *again, "--run", tmp_path / "run", *TINY], capsys)
+        assert status == 1 and "no tokenizer" in error
+        for name in ("checkpoint.pt", "config.json", "text.json"):
+            assert (tmp_path / "run" / "old" / name).read_bytes() == (trained / name).read_bytes()
     shutil.rmtree(tmp_path / "run" / "old")
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
     assert command("train.py", "--overwrite", "--run", tmp_path / "run", *TINY).returncode == 0
