@@ -316,7 +316,9 @@ def finish(name, result, drawing=None):
     """Write results/NAME.json and, if there is a drawing, results/NAME.png. NAME-runs.json, if any, holds every run's settings and seed."""
     runs = safe.read_json(HERE / "results" / f"{name}-runs.json", {}).values()
     made = dict(script=f"experiments/{name}.py", date=time.strftime("%Y-%m-%d"), python=sys.version.split()[0], torch=torch.__version__,
-                numpy=np.__version__, runs=len(runs), core_seconds=sum(r["seconds"] for r in runs) if all(r["seconds"] for r in runs) else None)
+                numpy=np.__version__)
+    if runs:
+        made.update(runs=len(runs), core_seconds=sum(r["seconds"] for r in runs))
     safe.write_json(HERE / "results" / f"{name}.json", {**made, **result})
     if drawing:
         from matplotlib import ticker

@@ -10,16 +10,11 @@ Under a minute on two cores:  python experiments/process.py      writes results/
 """
 import argparse
 import itertools
-import json
-import sys
-from pathlib import Path
 
 import numpy as np
-import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import diffusion  # noqa: E402
+import common
+from common import diffusion, torch
 
 L, V, MASK, STAY = 6, 3, 3, 0.8
 
@@ -76,15 +71,11 @@ def study(rows, seeds):
                            total_variation=tv.mean(), stderr=tv.std() / seeds ** 0.5))
     draws = [np.random.default_rng(s).multinomial(rows, p) / rows for s in range(seeds)]
     floor = float(np.mean([0.5 * abs(d - p).sum() for d in draws]))
-    return dict(script="experiments/process.py", rows=rows, seeds=seeds, entropy_nats=float(-(p * np.log(p)).sum()),
-                exact_draws=floor, points=points, torch=torch.__version__)
+    return dict(rows=rows, seeds=seeds, entropy_nats=float(-(p * np.log(p)).sum()), exact_draws=floor, points=points)
 
 
-def plot(result, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+def draw(result):
+    figure, (left, middle, right) = common.figure(3)
     t = np.linspace(1e-3, 1 - 1e-3, 500)
     for name in ("linear", "cosine", "poly:0.5", "poly:2"):
         schedule = diffusion.schedule(name)
@@ -101,8 +92,7 @@ def plot(result, path):
     right.set(xscale="log", yscale="log", xlabel="evaluations of the network", ylabel="total variation",
               title=f"samplers, exact network, {L} tokens")
     right.legend(fontsize=6.5)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def main():
@@ -113,9 +103,7 @@ def main():
     for point in result["points"]:
         print("{sampler:28} nfe {nfe:5.1f}  total variation {total_variation:.3f} ± {stderr:.3f}".format(**point))
     if not quick:
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results/process.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        plot(result, HERE / "results/process.png")
+        common.finish("process", result, draw(result))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Inline:
         return future
 
 
-@pytest.mark.parametrize("script", ["batch_size", "transfer", "coordinates", "complement", "schedules", "autoregression", "scaling",
+@pytest.mark.parametrize("script", ["process", "batch_size", "transfer", "coordinates", "complement", "schedules", "autoregression", "scaling",
                                     "mixing", "masking_pairs"])
 def test_studies_run_in_their_quick_form(script, monkeypatch, capsys, tmp_path):
     small = common.world(3000, 64)
