@@ -213,17 +213,17 @@ def judged(net, w, n=200, task="text", split="", **settings):
     return {"nfe": float(np.mean(calls)), **out}
 
 
-def gradient_noise(net, c, args, schedule="linear", complement=False, count=96):
-    """Variance tr cov(g) of a step's gradient at fixed weights, over `count` steps, and its standard error (eight parts)."""
+def gradient_noise(net, c, args, schedule="linear", complement=False, n=96):
+    """Variance tr cov(g) of a step's gradient at fixed weights, over n steps, and its standard error (eight parts)."""
     w = world()
     batches = data.Batches(w.stream, w.rows, {"text": c["batch"] // (1 + complement)}, 1)
     args, sched, grads = SimpleNamespace(**{**vars(args), "complement": complement}), schedule_of(schedule), []
-    for step in range(count):
+    for step in range(n):
         net.zero_grad(set_to_none=True)
         train.backward(net, net.trunk, train.noised(batches, step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-    g = torch.stack(grads)                                                                           # (count, P)
-    parts = (((g - g.mean(0)) ** 2).sum(1) * count / (count - 1)).view(8, -1).mean(1)                # (8,)
+    g = torch.stack(grads)                                                                           # (n, P)
+    parts = (((g - g.mean(0)) ** 2).sum(1) * n / (n - 1)).view(8, -1).mean(1)                # (8,)
     return float(parts.mean()), float(parts.std() / 8 ** 0.5)
 
 

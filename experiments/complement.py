@@ -15,9 +15,9 @@ ARMS = {"one mask": False, "mask and complement": True}
 SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 
 
-def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5)):
-    views = {False: dict(views=[dict(complement=v) for v in ARMS.values()])}   # gradients of both at one mask's weights
-    configs = [common.base(tokens=tokens, complement=c, seed=s, samplers=[SAMPLER], **views.get(c, {})) for c in ARMS.values() for s in seeds]
+def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5), **few):
+    views = {False: dict(views=[dict(complement=v, **few) for v in ARMS.values()])}   # gradients of both at one mask's weights
+    configs = [common.base(tokens=tokens, complement=c, seed=s, samplers=[{**SAMPLER, **few}], **views.get(c, {})) for c in ARMS.values() for s in seeds]
     results, out = common.run_all(folder / "complement-runs.json", configs), {}
     variance = common.relative([r["noise"] for r in results[:len(seeds)]])
     for n, name in enumerate(ARMS):
@@ -46,7 +46,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((20_000, (0,)) if quick else ()))
+    result = study(common.results_folder(quick), **(dict(tokens=20_000, seeds=(0,), n=16) if quick else {}))
     for name, r in result["arms"].items():
         print(f"{name:20} gradient variance {r['gradient_variance']:.2f} ± {r['gradient_variance_stderr']:.2f}, bound {r['bound']:.4f} ± {r['stderr']:.4f}, "
               f"grammatical {100 * r['grammatical']:.0f} ± {100 * r['grammatical_stderr']:.0f}%, "

@@ -46,16 +46,16 @@ def least_variance(rms):
     return [t.tolist(), alpha.tolist()]
 
 
-def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES):
+def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, **few):
     path = folder / "schedules-runs.json"
     config = lambda schedule, seed, **more: common.base(tokens=tokens, schedule=schedule, seed=seed, **more)
     rms = common.run_all(path, [config("linear", 0, bins=20)], job=moments)[0]
     arms = {**{n: n for n in names}, "least variance": least_variance(rms)}
     # the linearly trained networks also give every schedule's gradient variance, and passages drawn on every schedule's grid
-    views = [dict(schedule=a) for a in arms.values()]
-    grids = [dict(sampler="ancestral", steps=CALLS, grid=a) for a in arms.values()]
-    config_of = lambda name, seed: config(arms[name], seed, **(dict(samplers=[SAMPLER, *grids], views=views) if name == "linear" else
-                                                               dict(samplers=[SAMPLER])))
+    views = [dict(schedule=a, **few) for a in arms.values()]
+    grids = [dict(sampler="ancestral", steps=CALLS, grid=a, **few) for a in arms.values()]
+    config_of = lambda name, seed: config(arms[name], seed, **(dict(samplers=[{**SAMPLER, **few}, *grids], views=views) if name == "linear" else
+                                                               dict(samplers=[{**SAMPLER, **few}])))
     results = common.run_all(path, [config_of(name, seed) for name in arms for seed in seeds])
     of = {name: results[n * len(seeds):(n + 1) * len(seeds)] for n, name in enumerate(arms)}
     variance, out = common.relative([r["noise"] for r in of["linear"]]), {}
@@ -85,7 +85,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="two schedules, one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((20_000, (0,), NAMES[:1]) if quick else ()))
+    result = study(common.results_folder(quick), **(dict(tokens=20_000, seeds=(0,), names=NAMES[:1], n=16) if quick else {}))
     for name, r in result["arms"].items():
         line = ", ".join(f"{what.replace('_', ' ')} {100 * r[what][0]:.0f} ± {100 * r[what][1]:.0f}%"
                          for what in ("grammatical", "consistent", "grammatical_as_grid"))
