@@ -307,10 +307,10 @@ def contact_sheet(pictures, columns=10, zoom=3):
 
 
 def hole_tokens(hole):
-    """Tokens of a hole in a text from --hole, 3 if not given."""
+    """Tokens of a hole in a text from --hole, 2 if not given."""
     if hole is not None and not (hole.isdecimal() and int(hole)):
         raise UsageError(f"--hole {hole}: in a text a number of tokens, at least 1")
-    return int(hole or 3)
+    return int(hole or 2)
 
 
 def hole_share(hole):
@@ -393,7 +393,7 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--length", type=int, help="tokens of a text")
-    p.add_argument("--hole", help="infill: tokens of ___ (3), or share of a picture or clip as FROM:TO (0.5:1)")
+    p.add_argument("--hole", help="infill: tokens of ___ (2), or share of a picture or clip as FROM:TO (0.5:1)")
     p.add_argument("--caption", help="infill: what the picture shows or the clip says; generated too if not given")
     p.add_argument("--json", help="score: also write it to this file")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -414,7 +414,7 @@ def main():
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":
         import score
-        scores = score.score(run, args.n or 200, 1_000_003 + 1000 * args.seed, tasks=args.prompt, **changes)
+        scores = score.score(run, args.n or 200, score.SEED + 1000 * args.seed, tasks=args.prompt, **changes)
         print(score.table(scores))
         if args.json:
             safe.write_json(args.json, scores)

@@ -18,6 +18,9 @@ def mean_and_error(values):
     return (float(values.mean()), float(values.std() / max(1, len(values)) ** 0.5)) if len(values) else (None, None)
 
 
+SEED = 1_000_003  # of the questions and the samples that judge a run
+
+
 def toy_cells(n, seed):
     """The toy world's questions and answer keys: {task: {cell: (prompts, judge of the outputs)}}."""
     import toyworld
@@ -110,7 +113,7 @@ def diversity(ids, repeats):
             "entropy": float(np.log(repeats / alike).mean(1).sum(1).mean())}
 
 
-def score(run, n=200, seed=1_000_003, bound_rows=256, repeats=8, tasks=(), **changes):
+def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes):
     """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
     stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
     Or only tasks, without those two. changes: to the sampler's settings. Raises UsageError for a task that cannot be judged."""

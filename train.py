@@ -234,7 +234,7 @@ def train(args, folder, stream, rows, device):
     """The training loop, from the checkpoint in `folder` if there is one. Writes config.json, log.jsonl, checkpoint.pt and the page."""
     config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
     net = models.Transformer(config, seed=args.seed).to(device)
-    ema = [p.detach().clone() for p in net.parameters()]
+    ema = [p.detach().clone() for p in net.parameters()]               # here, so that trying what fits into memory counts it
     args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
     (dtype, autocast), sched, views = precision(args, device), diffusion.schedule(args.schedule), 2 if args.complement else 1
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
@@ -405,20 +405,22 @@ PARTS = ["config.json", "log.jsonl", "scores.json", "scores.jsonl", "index.html"
 
 
 def make_way(folder, args):
-    """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. With
-    --keep-tokenizers its tokenizers stay."""
-    if (folder / "checkpoint.pt").exists() and not args.overwrite:
+    """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. What is there
+    without a checkpoint is the rest of a failed start and goes, so that it never takes the place of a run in `old`. With
+    --keep-tokenizers the tokenizers stay."""
+    whole = (folder / "checkpoint.pt").exists()
+    if whole and not args.overwrite:
         raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
                          f"--run leaves it alone")
     if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
         data.check_layout(then["layout_version"], folder)
-    whole = (folder / "checkpoint.pt").exists()               # else it is what a start left over, and may hide no run that was put aside
-    for old in PARTS + ([] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]) + ["checkpoint.pt"]:
-        if (folder / old).exists() and not whole:
-            (folder / old).unlink()
-        elif (folder / old).exists():
+    tokenizers = [] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]
+    for path in (folder / name for name in PARTS + tokenizers + ["checkpoint.pt"]):   # the checkpoint last: it tells a run from a rest
+        if path.exists() and whole:
             (folder / "old").mkdir(exist_ok=True)
-            os.replace(folder / old, folder / "old" / old)
+            os.replace(path, folder / "old" / path.name)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def main():
@@ -438,7 +440,7 @@ def main():
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        from torch.distributed.nn import functional as _  # before the group is: as default arguments there it would never end
+        from torch.distributed.nn import functional as _  # now: loaded later, its default arguments would hold the group and its threads
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     sources = prepare.gather(args)
     keys = {kind: source.key for kind, source in sources.items()}

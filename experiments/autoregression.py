@@ -24,8 +24,7 @@ def study(folder, budgets=(187_500, 375_000, 750_000, 1_500_000, 3_000_000), uni
     path, out = folder / "autoregression-runs.json", {}
     common.trimodal(*world)                                                # made once, before the workers read it
     for name, causal in ARMS.items():
-        tried = common.run_all(path, [common.base(f, tokens=budgets[len(budgets) // 2], causal=causal) for f in factors])
-        best = factors[int(np.argmin([r["bound"] or np.inf for r in tried]))]
+        best = factors[common.least(common.run_all(path, [common.base(f, tokens=budgets[len(budgets) // 2], causal=causal) for f in factors]))]
         config = lambda tokens, seed, **more: common.base(best, tokens=tokens, causal=causal, seed=seed, **more)
         fresh = common.run_all(path, [config(tokens, seed) for tokens in budgets for seed in seeds])
         pictures = common.run_all(path, [config(tokens, seed, trimodal=list(world), mix={"image-text": 1.0}, held="image-text")

@@ -131,12 +131,13 @@ def trained(c):
     """Train one configuration -> (network, flags of `train.noised`, steps, curve); network None if the loss was not finite.
 
     c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of the optimizer as they are
-    used (lr, beta1, beta2, eps, weight_decay): whatever rule made them was applied before. And, if there: "rates", factors
+    used (lr, beta1, beta2, eps, weight_decay; for muon muon_lr, momentum): whatever rule made them was applied before. And, if there: "rates", factors
     {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
     "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
     twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps;
-    "optimizer" (adamw); "text", a file or folder of one's own instead of the passages. For all three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if
-    there "modes" (joint), "weighting", "time_power" and "loss_weights" as train.py has them (every token alike).
+    "optimizer" (adamw); "text", a file or folder of one's own instead of the passages. For all three modalities "trimodal" (arguments
+    of that function) and "mix" (share of tokens by kind), and if there "modes" (joint), "weighting", "time_power" and "loss_weights"
+    as train.py has them (every token alike).
     """
     torch.set_num_threads(1)
     w = world_of(c)
@@ -205,7 +206,7 @@ def gridded(settings):
 def judged(net, w, n=200, task="text", split="", **settings):
     """n fresh samples of a task -> {"nfe", and for every cell of the task (score.py's `toy_cells`; of one split) shares right by attribute}."""
     out, calls, run = {}, [], run_of(net, w)
-    cells = {name: cell for name, cell in score.toy_cells(n, 1_000_003)[task].items() if name.startswith(split)}
+    cells = {name: cell for name, cell in score.toy_cells(n, score.SEED)[task].items() if name.startswith(split)}
     for name, (prompts, judge) in cells.items():
         made = sample.generate(run, task, prompts, **settings)
         out[name] = {k: score.mean_and_error(v) for k, v in judge(made.outputs).items()}
@@ -223,13 +224,13 @@ def gradient_noise(net, c, args, schedule="linear", complement=False, n=96):
         train.backward(net, net.trunk, train.noised(batches, step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     g = torch.stack(grads)                                                                           # (n, P)
-    parts = (((g - g.mean(0)) ** 2).sum(1) * n / (n - 1)).view(8, -1).mean(1)                # (8,)
+    parts = (((g - g.mean(0)) ** 2).sum(1) * n / (n - 1)).view(8, -1).mean(1)                        # (8,)
     return float(parts.mean()), float(parts.std() / 8 ** 0.5)
 
 
 def base(factor=1.0, **changes):
     """A small network under the default run's optimizer, settings carried to its shape by Complete(d)P, to its tokens and its batch by the
-    batch rule (both learning rates times factor): where the studies start but those of the rules themselves, which tune AdamW."""
+    batch rule (both learning rates times factor): where all studies start but those of the two rules, which tune AdamW."""
     toy = models.PRESETS["toy"]
     c = {"width": 64, "depth": 2, "head_dim": 32, "base_width": toy["width"], "base_depth": toy["depth"], "batch": 16, "tokens": 1_500_000,
          "seed": 0, "optimizer": "muon", **changes}
@@ -271,12 +272,17 @@ def timed(job, c):
     return {"result": job(c), "seconds": round(time.perf_counter() - start, 1)}
 
 
+def least(results):
+    """Index of the run with the least bound; a diverged one is never it."""
+    return min(range(len(results)), key=lambda i: math.inf if results[i]["bound"] is None else results[i]["bound"])
+
+
 def tune(path, c, grid, workers=None):
     """Coordinate descent: for each list of `grid` (of dicts of settings) the best of them goes into c. Returns c, what was tried."""
     tried = []
     for settings in grid:
         results = run_all(path, [{**c, **s} for s in settings], workers)
-        best = min(range(len(settings)), key=lambda i: math.inf if results[i]["bound"] is None else results[i]["bound"])
+        best = least(results)
         tried += [dict(settings=s, bound=r["bound"], kept=i == best) for i, (s, r) in enumerate(zip(settings, results))]
         c = {**c, **settings[best]}
     return c, tried

@@ -52,10 +52,10 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, **few):
     rms = common.run_all(path, [config("linear", 0, bins=20)], job=moments)[0]
     arms = {**{n: n for n in names}, "least variance": least_variance(rms)}
     # the linearly trained networks also give every schedule's gradient variance, and passages drawn on every schedule's grid
-    views = [dict(schedule=a, **few) for a in arms.values()]
+    views, drawn = [dict(schedule=a, **few) for a in arms.values()], {**SAMPLER, **few}
     grids = [dict(sampler="ancestral", steps=CALLS, grid=a, **few) for a in arms.values()]
-    config_of = lambda name, seed: config(arms[name], seed, **(dict(samplers=[{**SAMPLER, **few}, *grids], views=views) if name == "linear" else
-                                                               dict(samplers=[{**SAMPLER, **few}])))
+    config_of = lambda name, seed: config(arms[name], seed, **(dict(samplers=[drawn, *grids], views=views) if name == "linear" else
+                                                               dict(samplers=[drawn])))
     results = common.run_all(path, [config_of(name, seed) for name in arms for seed in seeds])
     of = {name: results[n * len(seeds):(n + 1) * len(seeds)] for n, name in enumerate(arms)}
     variance, out = common.relative([r["noise"] for r in of["linear"]]), {}

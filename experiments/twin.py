@@ -29,8 +29,7 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
                                                              causal=causal, text=path)
     made = {}
     for name, causal in ARMS.items():
-        tried = common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors])
-        best = factors[int(np.argmin([r["bound"] if r["bound"] is not None else np.inf for r in tried]))]
+        best = factors[common.least(common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors]))]
         runs = common.run_all(out / "twin-runs.json", [config(tokens, seed, causal, best) for seed in seeds])
         bits = noisy / characters / np.log(2)
         made[name] = dict(factor=best, nats_per_token=[r["bound"] for r in runs], stderr=[r["stderr"] for r in runs],
