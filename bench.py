@@ -86,8 +86,8 @@ def time_step(args, stream, rows, per_step, device, causal=False):
     config = models.ModelConfig(stream.vocab, stream.places, **{**models.PRESETS[args.preset], **args.shape}, causal=causal)
     net = models.Transformer(config, seed=args.seed).to(device)
     dtype, autocast = train.precision(args, device)
-    views = 2 if args.complement and not causal else 1
-    batches, sched = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed), diffusion.schedule(args.schedule)
+    batches = data.Batches(stream, rows, per_step, args.seed, views=1 + (args.complement and not causal))
+    sched = diffusion.schedule(args.schedule)
     optimizers = models.optimizers(net, train.batch_rule(1, 1, {**train.BASE, "batch": 1, "tokens": 1}), args.optimizer, dtype)
     make = lambda i: train.to_device(train.next_tokens(batches, i) if causal else train.noised(batches, i, args, sched), device)
     trunk = torch.compile(net.trunk) if args.compile != "off" else net.trunk

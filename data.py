@@ -225,11 +225,12 @@ def make_rows(stream, kind, codes, at, folder, key):
 class Batches:
     """Rows of every kind for every step: a pure function of (seed, step), so that resuming needs no state.
 
-    rows: {kind: (N, L)}; per_step: {kind: rows a step}. Every epoch is a fresh permutation.
+    rows: {kind: (N, L)}; per_step: {kind: rows that the network reads a step}, each under so many views (two with --complement).
+    Every epoch is a fresh permutation.
     """
 
-    def __init__(self, stream, rows, per_step, seed):
-        self.stream, self.rows, self.per_step, self.seed = stream, rows, per_step, seed
+    def __init__(self, stream, rows, per_step, seed, views=1):
+        self.stream, self.rows, self.per_step, self.seed = stream, rows, {k: n // views for k, n in per_step.items()}, seed
         self._order = functools.lru_cache(maxsize=8)(lambda kind, epoch: rng(
             seed, 1, list(KINDS).index(kind), epoch).permutation(len(rows[kind])))
 

@@ -236,11 +236,11 @@ def train(args, folder, stream, rows, device):
     net = models.Transformer(config, seed=args.seed).to(device)
     ema = [p.detach().clone() for p in net.parameters()]               # here, so that trying what fits into memory counts it
     args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
-    (dtype, autocast), sched, views = precision(args, device), diffusion.schedule(args.schedule), 2 if args.complement else 1
+    (dtype, autocast), sched = precision(args, device), diffusion.schedule(args.schedule)
     per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
     if min(per_step.values()) < world_size():
         raise UsageError(f"--batch-tokens {args.batch_tokens} is {per_step} rows a step: fewer than {world_size()} processes")
-    batches = data.Batches(stream, rows, {k: n // views for k, n in per_step.items()}, args.seed)
+    batches = data.Batches(stream, rows, per_step, args.seed, views=1 + args.complement)
     # padding, which only packed rows have, does not count; what it counts are tokens that the network reads
     batch_tokens = round(sum(n * float((rows[k][:2000] != data.PAD).sum(1).mean()) for k, n in per_step.items()))
     state = safe.load(folder / "checkpoint.pt") if (folder / "checkpoint.pt").exists() else None

@@ -135,9 +135,9 @@ def trained(c):
     {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
     "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
     twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps;
-    "optimizer" (adamw); "text", a file or folder of one's own instead of the passages. For all three modalities "trimodal" (arguments
-    of that function) and "mix" (share of tokens by kind), and if there "modes" (joint), "weighting", "time_power" and "loss_weights"
-    as train.py has them (every token alike).
+    "optimizer" (adamw); "dtype" of matrix products (float32); "text", a file or folder of one's own instead of the passages. For all
+    three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if there "modes" (joint),
+    "weighting", "time_power" and "loss_weights" as train.py has them (every token alike).
     """
     torch.set_num_threads(1)
     w = world_of(c)
@@ -145,23 +145,26 @@ def trained(c):
     config = models.ModelConfig(w.stream.vocab, w.stream.places, **shape, causal=c.get("causal", False))
     complement = c.get("complement", False)
     per_step = data.rows_per_step(w.stream, c["mix"], c["batch"] * LENGTH, list(c["mix"])) if "mix" in c else {"text": c["batch"]}
-    batches = data.Batches(w.stream, {k: w.rows[k][:c.get("unique")] for k in per_step}, {k: n // (1 + complement) for k, n in per_step.items()}, c["seed"])
+    batches = data.Batches(w.stream, {k: w.rows[k][:c.get("unique")] for k in per_step}, per_step, c["seed"], views=1 + complement)
     total = sum(n * sum(w.stream.slots[k]) for k, n in per_step.items())
     alike = {f"{k}/{m}": n * slot / total for k, n in per_step.items() for m, slot in zip(data.KINDS[k], w.stream.slots[k])}
     weights = c.get("loss_weights", alike)
     args = SimpleNamespace(seed=c["seed"], modes=c.get("modes", {"joint": 1.0}), time_power=c.get("time_power", {}), complement=complement,
                            weighting={k: c.get("weighting", "bound") for k in per_step})
     net, sched = models.Transformer(config, seed=c["seed"]), schedule_of(c.get("schedule", "linear"))
+    dtype = getattr(torch, c.get("dtype", "float32"))
+    autocast = lambda: models.autocast(torch.device("cpu"), dtype)
     make = lambda step: train.next_tokens(batches, step) if config.causal else train.noised(batches, step, args, sched)
-    optimizers = models.optimizers(net, c, c.get("optimizer", "adamw"))
+    optimizers = models.optimizers(net, c, c.get("optimizer", "adamw"), dtype)
     groups = [g for o in optimizers for g in o.param_groups]
     base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in groups]
     trunk, parameters, curve = net.trunk, list(net.parameters()), []
     if c["tokens"] >= COMPILE_FROM and list(per_step) == ["text"]:
-        trunk = compiled(net, make(0)["text"])
+        with autocast():
+            trunk = compiled(net, make(0)["text"])
     steps, kind = max(1, round(c["tokens"] / (c["batch"] * LENGTH))), c.get("held", "text")
     for step in range(steps):
-        train.backward(net, trunk, make(step), weights, contextlib.nullcontext)
+        train.backward(net, trunk, make(step), weights, autocast)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
         if not np.isfinite(float(norm)):
             return None, args, steps, curve
@@ -217,7 +220,7 @@ def judged(net, w, n=200, task="text", split="", **settings):
 def gradient_noise(net, c, args, schedule="linear", complement=False, n=96):
     """Variance tr cov(g) of a step's gradient at fixed weights, over n steps, and its standard error (eight parts)."""
     w = world()
-    batches = data.Batches(w.stream, w.rows, {"text": c["batch"] // (1 + complement)}, 1)
+    batches = data.Batches(w.stream, w.rows, {"text": c["batch"]}, 1, views=1 + complement)
     args, sched, grads = SimpleNamespace(**{**vars(args), "complement": complement}), schedule_of(schedule), []
     for step in range(n):
         net.zero_grad(set_to_none=True)

@@ -25,8 +25,9 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     noisy = int((w.stream.describe("text", held.astype(np.int64)).member >= 0).sum())
     characters = sum(len(t) for t in w.tokenizers["text"].decode(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")))
 
+    dtype = str(models.fast_dtype(common.torch.device("cpu"))).removeprefix("torch.")
     config = lambda total, seed, causal, factor: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=8, tokens=total, seed=seed,
-                                                             causal=causal, text=path)
+                                                             causal=causal, text=path, dtype=dtype)
     made = {}
     for name, causal in ARMS.items():
         best = factors[common.least(common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors]))]
