@@ -246,24 +246,31 @@ def train(args, folder, stream, rows, device):
     state = safe.load(folder / "checkpoint.pt") if (folder / "checkpoint.pt").exists() else None
     began = time.time()
 
-    def step_seconds(trunk, n=8):
+    make, net_parameters = lambda step: my_share(noised(batches, step, args, sched)), list(net.parameters())
+
+    def step_seconds(trunk, n=12):
         times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, dtype)
         for group in (g for o in idle for g in o.param_groups):
             group["lr"] = 0.0                        # a step costs the same and changes nothing
-        for batch in [to_device(my_share(noised(batches, i, args, sched)), device) for i in range(n)]:   # in training made ahead
-            start = time.perf_counter()
-            backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch)[1].item()
-            for optimizer in idle:
-                optimizer.step()
-            net.zero_grad(set_to_none=True)
-            times.append(time.perf_counter() - start)
-        return min(times[2:])                        # of a machine left alone: others' work only adds
+        with ThreadPoolExecutor(1) as ahead:         # batches are made beside it, as in training
+            coming = ahead.submit(make, 0)
+            for i in range(n):
+                start = time.perf_counter()
+                batch, coming = to_device(coming.result(), device), ahead.submit(make, i + 1)
+                backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch)
+                float(torch.nn.utils.clip_grad_norm_(net_parameters, args.clip))
+                for optimizer in idle:
+                    optimizer.step()
+                net.zero_grad(set_to_none=True)
+                torch._foreach_lerp_(ema, net_parameters, 0.0)
+                times.append(time.perf_counter() - start)
+        return float(np.median(times[2:]))
 
     if device.type == "cuda":
-        args.micro_batch = agreed(rows_that_fit(args, max(per_step.values()), lambda: step_seconds(net.trunk, 3)))
+        args.micro_batch = agreed(rows_that_fit(args, max(per_step.values()), lambda: step_seconds(net.trunk, 4)))
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds))))
+        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.05 * seconds))))
     base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
@@ -307,9 +314,8 @@ def train(args, folder, stream, rows, device):
 
     log = open(folder / "log.jsonl" if chief else os.devnull, "a", encoding="utf-8")
     bar = tqdm(total=args.steps, initial=first, desc="training", mininterval=1.0, disable=not chief)
-    start, net_parameters = time.time(), list(net.parameters())
+    start = time.time()
     with ThreadPoolExecutor(1) as ahead, interruptible() as interrupted, log, bar:
-        make = lambda step: my_share(noised(batches, step, args, sched))
         coming = ahead.submit(make, first)                           # the next batch is made while the network works
         for step in range(first, args.steps):
             batch, coming = to_device(coming.result(), device), ahead.submit(make, step + 1)

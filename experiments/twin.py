@@ -28,14 +28,16 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     dtype = str(models.fast_dtype(common.torch.device("cpu"))).removeprefix("torch.")
     config = lambda total, seed, causal, factor: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=8, tokens=total, seed=seed,
                                                              causal=causal, text=path, dtype=dtype)
-    made = {}
+    all_runs = lambda configs: iter(common.run_all(out / "twin-runs.json", configs))      # of both, so that no core waits
+    tried = all_runs([config(tokens // 4, 0, causal, f) for causal in ARMS.values() for f in factors])
+    best = {causal: factors[common.least([next(tried) for _ in factors])] for causal in ARMS.values()}
+    made, runs = {}, all_runs([config(tokens, seed, causal, best[causal]) for causal in ARMS.values() for seed in seeds])
     for name, causal in ARMS.items():
-        best = factors[common.least(common.run_all(out / "twin-runs.json", [config(tokens // 4, 0, causal, f) for f in factors]))]
-        runs = common.run_all(out / "twin-runs.json", [config(tokens, seed, causal, best) for seed in seeds])
-        bits = noisy / characters / np.log(2)
-        made[name] = dict(factor=best, nats_per_token=[r["bound"] for r in runs], stderr=[r["stderr"] for r in runs],
-                          bits_per_character=float(np.mean([r["bound"] for r in runs])) * bits, bits_stderr=runs[0]["stderr"] * bits,
-                          seeds_stderr=common.spread([r["bound"] for r in runs])[1] * bits if len(runs) > 1 else None)
+        of, bits = [next(runs) for _ in seeds], noisy / characters / np.log(2)
+        nats = [r["bound"] for r in of]
+        made[name] = dict(factor=best[causal], nats_per_token=nats, stderr=[r["stderr"] for r in of],
+                          bits_per_character=float(np.mean(nats)) * bits, bits_stderr=of[0]["stderr"] * bits,
+                          seeds_stderr=common.spread(nats)[1] * bits if len(nats) > 1 else None)
     return dict(tokens=tokens, seeds=len(seeds), held_rows=len(held), held_tokens=noisy, characters=characters, arms=made)
 
 
