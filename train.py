@@ -248,21 +248,31 @@ def train(args, folder, stream, rows, device):
 
     make, net_parameters = lambda step: my_share(noised(batches, step, args, sched)), list(net.parameters())
 
+    def gradients(trunk, batch, parallel=None):
+        """Terms and loss of a batch, as `backward` returns them, and the norm of the gradient, which is clipped."""
+        terms, loss = backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch, parallel)
+        return terms, loss, float(torch.nn.utils.clip_grad_norm_(net_parameters, args.clip))
+
+    @torch.no_grad()
+    def update(optimizers, rate):
+        """A step of every optimizer, and the average of the weights moved by the share `rate` towards them."""
+        for optimizer in optimizers:
+            optimizer.step()
+        net.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(ema, net_parameters, rate)
+
     def step_seconds(trunk, n=12):
+        """Seconds of a training step: the whole of it, the next batch made beside it, at rates at which it changes nothing."""
         times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, dtype)
         for group in (g for o in idle for g in o.param_groups):
-            group["lr"] = 0.0                        # a step costs the same and changes nothing
-        with ThreadPoolExecutor(1) as ahead:         # batches are made beside it, as in training
+            group["lr"] = 0.0
+        with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(make, 0)
             for i in range(n):
                 start = time.perf_counter()
                 batch, coming = to_device(coming.result(), device), ahead.submit(make, i + 1)
-                backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch)
-                float(torch.nn.utils.clip_grad_norm_(net_parameters, args.clip))
-                for optimizer in idle:
-                    optimizer.step()
-                net.zero_grad(set_to_none=True)
-                torch._foreach_lerp_(ema, net_parameters, 0.0)
+                gradients(trunk, batch)
+                update(idle, 0.0)
                 times.append(time.perf_counter() - start)
         return float(np.median(times[2:]))
 
@@ -319,27 +329,22 @@ def train(args, folder, stream, rows, device):
         coming = ahead.submit(make, first)                           # the next batch is made while the network works
         for step in range(first, args.steps):
             batch, coming = to_device(coming.result(), device), ahead.submit(make, step + 1)
-            terms, loss = backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch, parallel)
-            norm = torch.nn.utils.clip_grad_norm_(net_parameters, args.clip)
+            terms, loss, norm = gradients(trunk, batch, parallel)
             factor = lr_factor(step, args.steps, warmup)
             for group in groups:
                 group["lr"] = group["base_lr"] * factor
-            if not math.isfinite(float(norm)):
+            if not math.isfinite(norm):
                 raise DataError(f"loss or gradient is not finite at step {step}: lower --lr; "
                                 + (f"the last good checkpoint is {folder / 'checkpoint.pt'}" if (folder / "checkpoint.pt").exists()
                                    else "there is no checkpoint yet"))
-            for optimizer in optimizers:
-                optimizer.step()
-            net.zero_grad(set_to_none=True)
-            with torch.no_grad():  # early on the average follows faster, so that it forgets the start
-                torch._foreach_lerp_(ema, net_parameters, max(1 - rule["ema"], 1 / (step + 2)))
+            update(optimizers, max(1 - rule["ema"], 1 / (step + 2)))  # early on the average follows faster, so that it forgets the start
             bar.update()
             if step % args.log_every == 0 or step + 1 == args.steps:
                 terms, loss = summed(terms, loss, device)
                 values = {n: round(float(v), 4) for n, v in terms.items()}
                 speed = (step + 1 - first) * batch_tokens / (time.time() - start)
                 log.write(json.dumps({"step": step, "tokens": (step + 1) * batch_tokens, "loss": round(float(loss), 4),
-                                      "terms": values, "lr": rule["lr"] * factor, "grad_norm": round(float(norm), 4),
+                                      "terms": values, "lr": rule["lr"] * factor, "grad_norm": round(norm, 4),
                                       "tokens_per_second": round(speed)}) + "\n")
                 log.flush()
                 bar.set_postfix({**{n: f"{v:.2f}" for n, v in values.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)

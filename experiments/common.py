@@ -321,14 +321,19 @@ def figure(columns, **size):
     return plt.subplots(1, columns, **{"figsize": (4.6 * columns, 3.8), **size})
 
 
-def finish(name, result, drawing=None):
-    """Write results/NAME.json and, if there is a drawing, results/NAME.png. NAME-runs.json, if any, holds every run's settings and seed."""
-    runs = safe.read_json(HERE / "results" / f"{name}-runs.json", {}).values()
+def made_by(name, folder):
+    """What made a result: script, date, versions and, if it trains, how many runs (folder/NAME-runs.json) for how long."""
+    runs = safe.read_json(folder / f"{name}-runs.json", {}).values()
     made = dict(script=f"experiments/{name}.py", date=time.strftime("%Y-%m-%d"), python=sys.version.split()[0], torch=torch.__version__,
                 numpy=np.__version__)
     if runs:
         made.update(runs=len(runs), core_seconds=sum(r["seconds"] for r in runs))
-    safe.write_json(HERE / "results" / f"{name}.json", {**made, **result})
+    return made
+
+
+def finish(name, result, drawing=None):
+    """Write results/NAME.json and, if there is a drawing, results/NAME.png. NAME-runs.json, if any, holds every run's settings and seed."""
+    safe.write_json(HERE / "results" / f"{name}.json", {**made_by(name, HERE / "results"), **result})
     if drawing:
         from matplotlib import ticker
         for panel in drawing.axes:

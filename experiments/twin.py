@@ -16,6 +16,7 @@ import numpy as np
 import common
 from common import models, safe, score
 
+BATCH = 8  # rows a step
 FACTORS = (0.5, 1.0, 2.0)
 LOOKS = 12  # at the held-out text on the way, since a network may be best before it has learnt the training text by heart
 ARMS = {"masked diffusion": False, "autoregression": True}
@@ -28,21 +29,21 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     characters = sum(len(t) for t in w.tokenizers["text"].decode(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")))
 
     dtype = str(models.fast_dtype(common.torch.device("cpu"))).removeprefix("torch.")
-    config = lambda total, seed, causal, factor, **more: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=8, tokens=total,
+    config = lambda total, seed, causal, factor, **more: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=BATCH, tokens=total,
                                                                      seed=seed, causal=causal, text=path, dtype=dtype, **more)
-    every = max(1, tokens // (8 * common.LENGTH) // LOOKS)                                 # steps
-    all_runs = lambda configs: iter(common.run_all(out / "twin-runs.json", configs))      # of both, so that no core waits
-    tried = all_runs([config(tokens // 4, 0, causal, f) for causal in ARMS.values() for f in factors])
-    best = {causal: factors[common.least([next(tried) for _ in factors])] for causal in ARMS.values()}
-    made, runs = {}, all_runs([config(tokens, seed, causal, best[causal], every=every) for causal in ARMS.values() for seed in seeds])
-    for name, causal in ARMS.items():
-        of, bits = [next(runs) for _ in seeds], noisy / characters / np.log(2)
-        nats, curves = [r["bound"] for r in of], np.array([r["curve"] for r in of])        # (seeds, looks, 2): step, nats
-        steps, path_of = curves[0, :, 0], curves[:, :, 1].mean(0)
-        curve = [[int(t * 8 * common.LENGTH), b * bits] for t, b in zip(steps, path_of)]   # tokens, bits
-        made[name] = dict(factor=best[causal], curve=curve, nats_per_token=nats, stderr=[r["stderr"] for r in of],
+    every = max(1, tokens // (BATCH * common.LENGTH) // LOOKS)                             # steps
+    trained = lambda configs: common.run_all(out / "twin-runs.json", configs)
+    tried = trained([config(tokens // 4, 0, causal, f) for causal in ARMS.values() for f in factors])       # of both, so that no core waits
+    best = {causal: factors[common.least(tried[n * len(factors):(n + 1) * len(factors)])] for n, causal in enumerate(ARMS.values())}
+    runs = trained([config(tokens, seed, causal, best[causal], every=every) for causal in ARMS.values() for seed in seeds])
+    bits, made = noisy / characters / np.log(2), {}                                        # bits a character for a nat a token
+    for n, (name, causal) in enumerate(ARMS.items()):
+        of = runs[n * len(seeds):(n + 1) * len(seeds)]
+        nats = [r["bound"] for r in of]
+        curve = [[int(step * BATCH * common.LENGTH), look * bits] for step, look in np.mean([r["curve"] for r in of], 0)]
+        made[name] = dict(factor=best[causal], nats_per_token=nats, stderr=[r["stderr"] for r in of],
                           bits_per_character=float(np.mean(nats)) * bits, bits_stderr=of[0]["stderr"] * bits,
-                          seeds_stderr=common.spread(nats)[1] * bits if len(nats) > 1 else None)
+                          seeds_stderr=common.spread(nats)[1] * bits if len(seeds) > 1 else None, curve=curve)  # [tokens, bits]
     return dict(tokens=tokens, seeds=len(seeds), held_rows=len(held), held_tokens=noisy, characters=characters, arms=made)
 
 
@@ -56,7 +57,7 @@ def main():
     args = args.parse_args()
     few = dict(tokens=8_000, factors=(1.0,), width=64, depth=1) if args.quick else dict(tokens=args.tokens)
     result = study(args.text, Path(args.out), seeds=tuple(range(args.seeds)), **few)
-    safe.write_json(Path(args.out) / "twin.json", result)
+    safe.write_json(Path(args.out) / "twin.json", {**common.made_by("twin", Path(args.out)), **result})
     for name, arm in result["arms"].items():
         at, least = min(arm["curve"], key=lambda look: look[1])
         print(f"{name:17} {arm['bits_per_character']:.3f} ± {arm['bits_stderr']:.3f} bits a character (rates x {arm['factor']:g}; at best {least:.3f}, "

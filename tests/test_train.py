@@ -277,6 +277,17 @@ def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(a["ema"], b["ema"]))
 
 
+def test_timing_steps_changes_nothing(trained, tmp_path):
+    """A run whose steps are timed before it begins and one that times none (--compile off) end in the same weights."""
+    timed, _ = trained
+    folder = tmp_path / "run"
+    shutil.copytree(timed, folder)
+    run("train.py", "--run", folder, "--overwrite", "--keep-tokenizers", "--steps", "6", "--compile", "off", *TINY)
+    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (timed, folder))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(a["ema"], b["ema"]))
+
+
 def test_both_estimators_agree_on_a_trained_model(trained):
     """exact-k and time-sampled masks estimate one bound; the latter leaves 0.1% of the times at each end out."""
     run = sample.load_run(trained[0], torch.device("cpu"))
