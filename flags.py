@@ -71,7 +71,7 @@ def parser(text=None):
     g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
     g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
-    g.add_argument("--image-seconds", type=float, default=45, help="training time of the image tokenizer")
+    g.add_argument("--image-seconds", type=float, default=30, help="training time of the image tokenizer")
     g.add_argument("--speech-seconds", type=float, default=50, help="training time of the speech tokenizer")
     g.add_argument("--image-steps", type=int, help="instead of --image-seconds")
     g.add_argument("--speech-steps", type=int, help="instead of --speech-seconds")

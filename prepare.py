@@ -24,7 +24,9 @@ def make_tokenizer(modality, sources, args, folder, device):
         if args.encoding:
             tokenizer = module.from_tiktoken(args.encoding)
         else:
-            tokenizer = module.train(texts, vocab_size=args.vocab_size)
+            sizes = [sum(map(len, s.texts)) for s in sources]         # each kind counts alike: else transcripts beside a book are spelt
+            repeats = [max(1, round(max(sizes) / max(1, n))) for n, s in zip(sizes, sources) for _ in s.texts]
+            tokenizer = module.train(texts, args.vocab_size, repeats)
         held = texts[:: max(1, len(texts) // 200)]
     else:
         source = readers.merge(sources)

@@ -11,7 +11,9 @@ All functions are pure: randomness is a Philox stream keyed by (seed, stream).
 import argparse
 import functools
 import itertools
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -449,11 +451,10 @@ def speak(phrases, seed, voices=None):
     if voices is None:
         voices = [list(VOICES)[i] for i in rng(seed, SPEAK).integers(0, len(VOICES), len(phrases))]
     u = rng(seed, SPEAK + 100).uniform(-1, 1, (len(phrases), 4))
-    waves = []
-    for start in range(0, len(phrases), 4):
-        waves += _speak_chunk(list(zip(phrases, voices, u))[start:start + 4],
-                              rng(seed, NOISE + 1000 * (start + 1)))
-    return waves
+    said = list(zip(phrases, voices, u))
+    chunk = lambda start: _speak_chunk(said[start:start + 4], rng(seed, NOISE + 1000 * (start + 1)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:                # numpy computes outside Python's lock
+        return [wave for waves in pool.map(chunk, range(0, len(phrases), 4)) for wave in waves]
 
 
 def _speak_chunk(chunk, noise):

@@ -100,6 +100,9 @@ def test_bpe_by_hand():
     assert text.merges({b"low": 1, b" low": 1, b" lower": 1}, 512) == [b"lo", b"low", b" low"]
     assert tok.size == 259
     assert tok.encode(["low lower slow"])[0].tolist() == [257, 258, ord("e"), ord("r"), ord(" "), ord("s"), 257]
+    # "xyz" counts four times, so xy x4, then xyz x4, come before lo x3
+    tok = text.train(["low low lower", "xyz"], 258, [1, 4])
+    assert [len(ids) for ids in tok.encode(["xyz", "low"])] == [1, 3]
 
 
 def test_bpe_equals_the_naive_trainer():

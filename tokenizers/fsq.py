@@ -73,8 +73,8 @@ def seeded(make, seed):
         return make()
 
 
-def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="tokenizer"):
-    """Train net: AdamW, short warm-up, cosine down to nothing at the end.
+def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="tokenizer", warmup=0.05):
+    """Train net: AdamW, warm-up over a share of the steps, cosine down to nothing at the end.
 
     loss_of(rows, rng) -> (scalar loss, {name: figure for the bar}); rows (batch,) index the `count` samples, rng is
     a numpy Generator, both functions of (seed, step) alone. Give steps (repeatable), or seconds: then the schedule
@@ -82,14 +82,14 @@ def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="
     """
     if (seconds is None) == (steps is None) or (seconds or steps) <= 0:
         raise ValueError(f"give either seconds or steps, above 0, to train a tokenizer: got {seconds} and {steps}")
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     bar = tqdm(total=steps, desc=name, leave=False, mininterval=0.5)
     net.train()
     start, step, done = time.time(), 0, 0.0
     while done < 1:
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, 20 * done + 0.02) * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = lr * min(1.0, done / warmup + 0.02) * 0.5 * (1 + math.cos(math.pi * done))
         loss, figures = loss_of(rng.integers(0, count, batch), rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -30,8 +30,8 @@ class ImageConfig:
     patch: int = 0  # pixels along the side of a token's square; 0: the largest from 4 to 8 that divides both sides
     colours: int = 3  # tokens for the colours of the palette
     levels: tuple = (5, 5, 5, 5)  # quantisation levels of each latent channel; their product is the vocabulary
-    hidden: int = 64  # channels of the network
-    blocks: int = 4  # residual blocks of the decoder
+    hidden: int = 96  # channels of the network
+    blocks: int = 2  # residual blocks of the decoder
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
@@ -152,19 +152,26 @@ class Net(nn.Module):
             nn.Conv2d(hidden, folded, 1),
         )
 
-    def latents(self, x):
-        """x (B, C, H, W) in [-1, 1] -> of the palette (B, K, d), of the squares (B, h, w, d)."""
-        colours = self.colour_encoder(palette(x, self.colours))  # (B, K, d)
-        mixed = self.colour_decoder(fsq.centred(fsq.quantise(colours, self.levels), self.levels))  # (B, K, C)
-        parts = shares(x, mixed.detach().float())  # (B, K, H, W) of the colours as the decoder has them
-        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1)  # (B, h, w, d)
-        return colours.float(), squares.float()
+    def mixed(self, colours):
+        """Digits of palettes (B, K, d) -> the colours that they stand for (B, K, C)."""
+        return self.colour_decoder(fsq.centred(colours, self.levels)).float()
 
-    def pixels(self, colours, squares):
-        """Digits of the palette (B, K, d) and of the squares (B, h, w, d) -> (B, C, H, W)."""
-        colours, squares = (fsq.centred(digits, self.levels) for digits in (colours, squares))
-        shares = F.pixel_shuffle(self.decoder(squares.movedim(-1, 1)), self.patch).softmax(1)  # (B, K, H, W)
-        return torch.einsum("bkhw,bkc->bchw", shares, self.colour_decoder(colours)).float()  # (B, C, H, W)
+    def parts(self, squares):
+        """Digits of squares (B, h, w, d) -> log of the shares of the palette in each pixel, not normalised (B, K, H, W)."""
+        return F.pixel_shuffle(self.decoder(fsq.centred(squares, self.levels).movedim(-1, 1)), self.patch).float()
+
+    def latents(self, x, found):
+        """x (B, C, H, W) in [-1, 1] and its palette (B, K, C) -> latents of the palette (B, K, d), of the squares (B, h, w, d),
+        and what the squares' tell: shares (B, K, H, W) of the colours as the decoder has them."""
+        colours = self.colour_encoder(found).float()  # (B, K, d)
+        parts = shares(x, self.mixed(fsq.quantise(colours, self.levels)).detach())  # (B, K, H, W)
+        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1).float()  # (B, h, w, d)
+        return colours, squares, parts
+
+
+def blend(parts, mixed):
+    """Logits of shares (B, K, H, W), colours (B, K, C) -> pixels (B, C, H, W)."""
+    return torch.einsum("bkhw,bkc->bchw", parts.softmax(1), mixed)
 
 
 def to_float(images, device):
@@ -183,7 +190,7 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / np.maximum(error, 255**2 * 1e-6))
 
 
-def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", batch=16, lr=6e-3):
+def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", batch=32, lr=6e-3):
     """Learn a tokenizer from uint8 images (N, H, W, C). Give seconds (60 if neither) or steps."""
     if config is None:
         shape = np.shape(images)
@@ -191,17 +198,23 @@ def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", b
     check(images, config)
     net = fsq.seeded(lambda: Net(config), seed).to(device)
 
+    found = torch.cat([palette(to_float(part, device), config.colours) for part in np.array_split(images, -(-len(images) // 256))])  # (N, K, C), once
+
     def loss_of(rows, rng):
-        x = to_float(images[np.sort(rows)], device)  # (B, C, H, W)
-        latents = net.latents(x)  # (B, K, d), (B, h, w, d)
-        error = net.pixels(*(fsq.quantise(z, net.levels) for z in latents)) - x  # (B, C, H, W)
-        square = error.square().mean()
-        # squares make the PSNR; a little absolute error keeps edges sharp where squares are content with a blend
-        loss = square + 0.1 * error.abs().mean() + 0.05 * sum(fsq.commitment(z, net.levels) for z in latents)
+        x, colours = to_float(images[rows], device), found[torch.from_numpy(rows).to(device)]  # (B, C, H, W), (B, K, C)
+        *latents, parts = net.latents(x, colours)  # (B, K, d), (B, h, w, d); (B, K, H, W)
+        palettes, squares = (fsq.quantise(z, net.levels) for z in latents)
+        mixed, logits = net.mixed(palettes), net.parts(squares)  # (B, K, C); (B, K, H, W)
+        square = (blend(logits, mixed) - x).square().mean()
+        # pixels alone leave a run in which the colours come late with one grey and one square for everything: so colours and
+        # shares are also asked for directly
+        apart = (mixed - colours).square().mean() + F.cross_entropy(logits, parts)
+        loss = 4 * square + apart + 0.05 * sum(fsq.commitment(z, net.levels) for z in latents)
         return loss, {"psnr": 10 * torch.log10(4 / square.detach())}
 
     seconds = 60 if seconds is None and steps is None else seconds
-    return Tokenizer(config, net, fsq.fit(net, loss_of, len(images), batch, lr, seconds, steps, seed, "image tokenizer"))
+    done = fsq.fit(net, loss_of, len(images), batch, lr, seconds, steps, seed, "image tokenizer", warmup=0.2)
+    return Tokenizer(config, net, done)
 
 
 def load(path, device="cpu"):
@@ -231,7 +244,8 @@ class Tokenizer(fsq.Codec):
         for i in range(0, len(samples), batch):
             images = np.stack(samples[i : i + batch])
             check(images, self.config)
-            latents, levels = self.net.latents(to_float(images, self.device)), self.net.levels
+            x, levels = to_float(images, self.device), self.net.levels
+            *latents, _ = self.net.latents(x, palette(x, self.config.colours))
             ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in latents]  # (B, K), (B, h w)
             out.extend(torch.cat(ids, 1).cpu().numpy().astype(np.int32))
         return out
@@ -248,7 +262,8 @@ class Tokenizer(fsq.Codec):
                 )
         for i in range(0, len(codes), batch):
             digits = fsq.to_digits(torch.from_numpy(np.stack(codes[i : i + batch])).to(self.device), self.net.levels)
-            x = self.net.pixels(digits[:, :colours], digits[:, colours:].unflatten(1, (height, width)))  # (B, C, H, W)
+            parts = self.net.parts(digits[:, colours:].unflatten(1, (height, width)))  # (B, K, H, W)
+            x = blend(parts, self.net.mixed(digits[:, :colours]))  # (B, C, H, W)
             out.extend(to_uint8(x.movedim(1, -1)))
         return out
 
@@ -256,7 +271,7 @@ class Tokenizer(fsq.Codec):
     def colours_of(self, ids):
         """Ids (K + h w,) of a picture -> the colours that its squares are mixed of: uint8 (K, C)."""
         digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)[: self.config.colours]).to(self.device), self.net.levels)
-        return to_uint8(self.net.colour_decoder(fsq.centred(digits, self.net.levels)))
+        return to_uint8(self.net.mixed(digits))
 
     def report(self, samples):
         """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""

@@ -91,15 +91,19 @@ def replaced(word, a, b, new):
     return out
 
 
-def train(samples, vocab_size=512):
-    """Learn a vocabulary of at most vocab_size ids (256 bytes + merges) from strings. Deterministic."""
+def train(samples, vocab_size=512, repeats=None):
+    """Learn a vocabulary of at most vocab_size ids (256 bytes + merges) from strings. Deterministic.
+
+    repeats: how many times each string counts (whole numbers; once if not given).
+    """
     if isinstance(samples, str):
         raise ValueError("text.train wants a list of strings, got one string; put it in a list")
     if not 256 <= vocab_size <= 2**20:
         raise ValueError(f"vocab_size {vocab_size} is outside 256..1048576; the 256 byte values are always in")
     counts = Counter()
-    for text in samples:
-        counts.update(re.findall(PATTERN, checked(text)))
+    for text, times in zip(samples, repeats or [1] * len(samples), strict=True):
+        for word in re.findall(PATTERN, checked(text)):
+            counts[word] += times
     if not counts:
         raise ValueError("text.train got no text; give at least one string that is not empty")
     return Tokenizer(merges({word.encode(): count for word, count in counts.items()}, vocab_size))
