@@ -76,8 +76,9 @@ def read_pictures(run, folder, n, seed, out):
             "generated": {**share(read(generated) == np.repeat(np.arange(len(names)), n)), "nfe": made.nfe}}
 
 
-def write_clips(run, folder, missing, seed, out):
-    """Clips for a recogniser: held-out recordings, the same after the tokenizer, and what the model makes of their texts and others."""
+def write_clips(run, folder, missing, seed, out, changes):
+    """Clips for a recogniser: held-out recordings, the same after the tokenizer, and what the model makes of their texts and others
+    (changes: to the sampler's settings)."""
     import soundfile
     step = run.tokenizers["speech"].config.step / readers.SAMPLE_RATE
     source, train, held = readers.held_out(readers.read_speech(folder, shortest=step))
@@ -87,7 +88,7 @@ def write_clips(run, folder, missing, seed, out):
     for name, phrases in (("generated, held-out texts", texts), ("generated, phrases without a recording", missing),
                           ("generated, texts of the training", [source.texts[i] for i in some])):
         if phrases:
-            groups[name] = (phrases, sample.generate(run, "text-to-speech", phrases, seed=seed).outputs["speech"])
+            groups[name] = (phrases, sample.generate(run, "text-to-speech", phrases, seed=seed, **changes).outputs["speech"])
     entries = []
     for g, (name, (phrases, waves)) in enumerate(groups.items()):
         for i, (text, wave) in enumerate(zip(phrases, waves)):
@@ -104,18 +105,21 @@ def main():
     p.add_argument("--speech", help="the folder that the run was trained on")
     p.add_argument("--missing", help="text file: phrases that no recording has, one a line")
     p.add_argument("--n", type=int, default=20, help="generated pictures for each caption")
+    p.add_argument("--candidates", type=int, default=4, help="of speech, the network keeps the one that fits best")
+    p.add_argument("--rounds", type=int, default=4, help="masks under which it judges them")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", default="out/real")
     args = p.parse_args()
     torch.set_num_threads(os.cpu_count())  # common.py asked for one
     run, out = sample.load_run(args.run), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    result = {"run": args.run, "seed": args.seed}
+    changes = {"candidates": args.candidates, "rounds": args.rounds}
+    result = {"run": args.run, "seed": args.seed, "speech": changes}
     if args.images:
         result["pictures"] = read_pictures(run, args.images, args.n, args.seed, out)
     if args.speech:
         missing = Path(args.missing).read_text(encoding="utf-8").split("\n") if args.missing else []
-        write_clips(run, args.speech, [t.strip() for t in missing if t.strip()], args.seed, out)
+        write_clips(run, args.speech, [t.strip() for t in missing if t.strip()], args.seed, out, changes)
     result.update({task: cells["held out"] for task, r in score.score(run, 10**6).items() if (cells := r.get("cells"))})
     safe.write_json(out / "real.json", result)
     print(json.dumps(result, indent=1))

@@ -101,7 +101,7 @@ def shares(x, colours):
     """How much of each colour is in a pixel: x (B, C, H, W), colours (B, K, C) -> (B, K, H, W), not negative, sums 1.
 
     A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses it; what it is made of then
-    does not depend on which colours they are.
+    does not depend on which colours they are, nor on how bright the picture is.
     """
     count, pixels = colours.shape[1], x.flatten(2)[:, None]  # (B, 1, C, P)
     first, second = torch.triu_indices(count, count, 1, device=x.device)  # (Q,): the pairs
@@ -160,13 +160,10 @@ class Net(nn.Module):
         """Digits of squares (B, h, w, d) -> log of the shares of the palette in each pixel, not normalised (B, K, H, W)."""
         return F.pixel_shuffle(self.decoder(fsq.centred(squares, self.levels).movedim(-1, 1)), self.patch).float()
 
-    def latents(self, x, found):
-        """x (B, C, H, W) in [-1, 1] and its palette (B, K, C) -> latents of the palette (B, K, d), of the squares (B, h, w, d),
-        and what the squares' tell: shares (B, K, H, W) of the colours as the decoder has them."""
-        colours = self.colour_encoder(found).float()  # (B, K, d)
-        parts = shares(x, self.mixed(fsq.quantise(colours, self.levels)).detach())  # (B, K, H, W)
-        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1).float()  # (B, h, w, d)
-        return colours, squares, parts
+    def latents(self, parts, colours):
+        """Shares (B, K, H, W) and a palette (B, K, C) -> latents of the palette (B, K, d), of the squares (B, h, w, d)."""
+        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1)  # (B, h, w, d)
+        return self.colour_encoder(colours).float(), squares.float()
 
 
 def blend(parts, mixed):
@@ -202,14 +199,15 @@ def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", b
 
     def loss_of(rows, rng):
         x, colours = to_float(images[rows], device), found[torch.from_numpy(rows).to(device)]  # (B, C, H, W), (B, K, C)
-        *latents, parts = net.latents(x, colours)  # (B, K, d), (B, h, w, d); (B, K, H, W)
+        parts = shares(x, colours)  # (B, K, H, W)
+        latents = net.latents(parts, colours)  # (B, K, d), (B, h, w, d)
         palettes, squares = (fsq.quantise(z, net.levels) for z in latents)
         mixed, logits = net.mixed(palettes), net.parts(squares)  # (B, K, C); (B, K, H, W)
         square = (blend(logits, mixed) - x).square().mean()
         # pixels alone leave a run in which the colours come late with one grey and one square for everything: so colours and
         # shares are also asked for directly
         apart = (mixed - colours).square().mean() + F.cross_entropy(logits, parts)
-        loss = 4 * square + apart + 0.05 * sum(fsq.commitment(z, net.levels) for z in latents)
+        loss = 4 * square + apart + 0.15 * sum(fsq.commitment(z, net.levels) for z in latents)
         return loss, {"psnr": 10 * torch.log10(4 / square.detach())}
 
     seconds = 60 if seconds is None and steps is None else seconds
@@ -245,8 +243,8 @@ class Tokenizer(fsq.Codec):
             images = np.stack(samples[i : i + batch])
             check(images, self.config)
             x, levels = to_float(images, self.device), self.net.levels
-            *latents, _ = self.net.latents(x, palette(x, self.config.colours))
-            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in latents]  # (B, K), (B, h w)
+            colours = palette(x, self.config.colours)  # (B, K, C)
+            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in self.net.latents(shares(x, colours), colours)]
             out.extend(torch.cat(ids, 1).cpu().numpy().astype(np.int32))
         return out
 
