@@ -409,15 +409,15 @@ class State:
         """Uniforms in [0, 1), float64: on a device without it (mps) the caller keeps x on the CPU."""
         return torch.rand(shape, dtype=torch.float64, device=self.generator.device, generator=self.generator)
 
-    def hidden(self, x):
-        return x == self.mask_id
+    def hidden(self, x, rows=slice(None)):
+        return (x == self.mask_id) & self.mine[rows]
 
     def logits(self, x, where, rows):
         """One call for the chosen rows; with guidance both branches in that call, counted as two evaluations."""
         self.nfe += rows * (2 if self.guidance else 1)
         if not self.guidance:
             return self.predict(x[rows], where[rows])                                                      # (M, V)
-        x, where, left = x[rows], where[rows], self.hidden(x[rows]).sum(1)
+        x, where, left = x[rows], where[rows], self.hidden(x[rows], rows).sum(1)
         alone = x.masked_fill(self.condition[rows], self.mask_id)
         conditional, unconditional = self.predict(torch.cat((x, alone)), torch.cat((where, where))).float().chunk(2)
         clean = 1 - left / self.mine[rows].sum(1) if self.growing else torch.ones_like(left)               # (b,)
@@ -467,14 +467,14 @@ class State:
 
 @torch.no_grad()
 def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid="cosine", seed=0, temperature=1.0,
-           top_k=0, top_p=1.0, guidance=0.0, growing=False, condition=None, record=False, correct=0, **options):
+           top_k=0, top_p=1.0, guidance=0.0, growing=False, condition=None, hold=None, record=False, correct=0, **options):
     """Fill in every masked token of x.
 
     predict(x, where) -> logits (M, V) at the True positions of where, row by row. x (B, L): mask_id where a token is
     wanted, everything else is given and never changes; rows may have different numbers of masked tokens.
     low, high (B, L): each position's own ids. grid: name of a schedule, or mask rates falling from 1 to 0.
     condition (B, L) bool: what guidance leaves out in its unconditional branch. growing: guidance * (1 - t), with t
-    the share still masked. record: keep x after every step. correct: rounds of `corrected` afterwards. Further options go to the
+    the share still masked. hold (B, L) bool: masked tokens that stay so. record: keep x after every step. correct: rounds of `corrected` afterwards. Further options go to the
     sampler.
     Returns tokens (B, L), nfe (B,) evaluations made for each row, film (list of x).
     """
@@ -484,7 +484,7 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     rates[0], rates[-1] = 1.0, 0.0                                    # cos(pi/2) is not quite 0
     if condition is None:
         condition = torch.zeros_like(x, dtype=torch.bool)
-    state = State(predict, low, high, condition, x == mask_id,
+    state = State(predict, low, high, condition, (x == mask_id) if hold is None else (x == mask_id) & ~hold,
                   torch.zeros(len(x), dtype=torch.long, device=x.device),
                   torch.Generator(x.device).manual_seed(seed), mask_id, temperature, top_k, top_p, guidance, growing)
     film = [x]

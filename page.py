@@ -15,7 +15,7 @@ import readers
 import rules
 import safe
 from data import HEAD, KINDS, MASK
-from sample import TASKS, decode, fill, holes, members_of, part_of, settings_for
+from sample import TASKS, answer, decode, holes, members_of, part_of
 from score import codes_in, table
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -177,10 +177,7 @@ def films(run, samples, seed):
             for m in targets:
                 ids = holes(run, kind, ids, m, np.ones(10**5, bool))
         task = title if title in TASKS else next(t for t, (k, m) in TASKS.items() if k == kind and m == targets)
-        settings = settings_for(task)
-        if not set(KINDS[kind]) - set(targets):
-            settings["guidance"] = 0.0
-        made = fill(run, kind, ids, record=True, condition=set(KINDS[kind]) - set(targets), seed=seed, **settings)
+        made = answer(run, task, ids, seed, record=True)
         body.append(f"<h2>{title}</h2>" + "".join(reel(run, kind, made, i, targets) for i in range(len(ids))))
     return "\n".join(body)
 

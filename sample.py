@@ -40,6 +40,7 @@ DEFAULTS = {
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
     "to-text": dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8),
     "image-to-text": dict(sampler="entropy", budget=2.0, temperature=1.2, candidates=24, rounds=8),
+    "text of a pair": dict(sampler="entropy", budget=0.0),
 }
 
 
@@ -155,10 +156,10 @@ def most_fitting(run, kind, x, condition, candidates, seed, rounds):
 
 
 @torch.inference_mode()
-def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rounds=2, numbers=None, **settings):
-    """Fill in the masked tokens of rows ids (B, L). condition: modalities that guidance leaves out, and that the best of so
-    many candidates has to fit (`most_fitting`, by `rounds` masks). record: keep the film, of all rows at once. numbers (B,): of the
-    rows among others that share no noise with them (0, 1, ... if not given)."""
+def fill(run, kind, ids, batch=64, record=False, condition=(), later=(), candidates=1, rounds=2, numbers=None, **settings):
+    """Fill in the masked tokens of rows ids (B, L), but for those of the modalities `later`. condition: modalities that guidance leaves
+    out, and that the best of so many candidates has to fit (`most_fitting`, by `rounds` masks). record: keep the film, of all rows at
+    once. numbers (B,): of the rows among others that share no noise with them (0, 1, ... if not given)."""
     began, out, film, nfe = time.time(), [], [], []
     numbers = range(len(ids)) if numbers is None else numbers
     candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
@@ -166,9 +167,9 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rou
     for i in range(0, len(ids), batch):
         rows = run.stream.describe(kind, np.repeat(ids[i:i + batch], candidates, 0))
         high = rows.high - before_content(run, kind, rows)
-        left_out = np.isin(rows.member, [KINDS[kind].index(m) for m in condition])
+        left_out, hold = (np.isin(rows.member, [KINDS[kind].index(m) for m in some]) for some in (condition, later))
         x, calls, frames = diffusion.sample(
-            run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out),
+            run.logits(rows), run.on(rows.ids), run.on(rows.low), run.on(high), MASK, condition=run.on(left_out), hold=run.on(hold),
             record=record, seed=seed + int(numbers[i]), **settings)
         if candidates > 1:
             kept, more = most_fitting(run, kind, x, condition, candidates, seed + int(numbers[i]), rounds)
@@ -177,8 +178,22 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), candidates=1, rou
         film.append([f.cpu().numpy() for f in frames])
         nfe.append(calls.float().cpu().numpy())
     ids = np.concatenate(out)
-    decoded = {m: decode(run, m, codes) for m, codes in members_of(run, kind, ids).items()}
+    decoded = {m: decode(run, m, codes) for m, codes in members_of(run, kind, ids).items() if m not in later}
     return Generated(decoded, ids, film[0] if record else [], float(np.concatenate(nfe).mean()), time.time() - began)
+
+
+def answer(run, task, ids, seed=0, record=False, numbers=None, **changes):
+    """Rows ids (B, L) in which the targets of a task are masked -> Generated.
+
+    X with a text that fits it: first the text, given nothing, then X given the text, drawn as text-to-X is (the chain rule; our choice:
+    drawn together they fit each other less, since few rows of the training mask both)."""
+    kind, targets = TASKS[task]
+    settings, common = settings_for(task, **changes), dict(seed=seed, record=record, numbers=numbers)
+    if len(KINDS[kind]) == 1:
+        return fill(run, kind, ids, **common, **{**settings, "guidance": 0.0})
+    text = fill(run, kind, ids, later=targets[:1], **common, **DEFAULTS["text of a pair"]) if len(targets) > 1 else None
+    made = fill(run, kind, text.ids if text else ids, condition=[m for m in KINDS[kind] if m not in targets[:1]], **common, **settings)
+    return made if not text else Generated(made.outputs, made.ids, text.film + made.film[1:], text.nfe + made.nfe, text.seconds + made.seconds)
 
 
 def check_trained(run, task, kind):
@@ -222,12 +237,9 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
     else:
         codes = {m: encode(run, m, prompts) for m in given}
         ids = [stream.row(kind, [codes[m][i] if m in given else None for m in KINDS[kind]]) for i in range(len(prompts))]
-    settings = settings_for(task, **changes)
-    if not given:
-        settings["guidance"] = 0.0
     lengths = np.array([len(row) for row in ids])
     groups = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]            # rows of one length at a time
-    made = [fill(run, kind, np.stack([ids[i] for i in g]), record=record, condition=given, numbers=g, seed=seed, **settings) for g in groups]
+    made = [answer(run, task, np.stack([ids[i] for i in g]), seed, record, g, **changes) for g in groups]
     return made[0] if len(made) == 1 else merged(made, groups)
 
 

@@ -10,7 +10,7 @@ import data
 import diffusion
 import safe
 from data import KINDS, MASK, MODALITIES
-from sample import TASKS, decode, fill, generate, holes, members_of, settings_for
+from sample import TASKS, answer, decode, generate, holes, members_of
 
 def mean_and_error(values):
     values = np.asarray(values, float)
@@ -24,7 +24,7 @@ SEED = 1_000_003  # of the questions and the samples that judge a run
 def toy_cells(n, seed):
     """The toy world's questions and answer keys: {task: {cell: (prompts, judge of the outputs)}}."""
     import toyworld
-    cells = {t: {} for t in ("text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "text")}
+    cells = {t: {} for t in ("text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "image", "speech", "text")}
     for i, split in enumerate(("seen", "unseen")):
         for j, (name, things) in enumerate((("one thing", 1), ("two things", 2))):
             scenes = toyworld.scenes(n, seed + 10 * i + j, split, things)
@@ -39,6 +39,10 @@ def toy_cells(n, seed):
             toyworld, toyworld.read_speech(out["speech"]), p))
         cells["speech-to-text"][split] = (toyworld.speak(phrases, seed + 10 * i),
                                           lambda out, p=phrases: words(toyworld, out["text"], p))
+    cells["image"]["with its own caption"] = ([None] * n, lambda out: toyworld.judge_scenes(
+        toyworld.read_pictures(np.stack(out["image"])), [toyworld.parse_caption(t) for t in out["text"]]))
+    cells["speech"]["with its own text"] = ([None] * n, lambda out: words(
+        toyworld, toyworld.read_speech(out["speech"]), [t or "?" for t in out["text"]]))                # an empty text is no phrase
     cells["text"]["passages"] = ([None] * n, lambda out: {
         "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
         "distinct": np.full(n, len(set(out["text"])) / n)})
@@ -96,8 +100,7 @@ def answers(run, task, prompts, seed, changes):
     ids = prompts
     for modality in targets:
         ids = holes(run, kind, ids, modality, np.ones(10**5, bool))
-    return fill(run, kind, ids, condition=[m for m in KINDS[kind] if m not in targets], seed=seed,
-                **settings_for(task, **changes))
+    return answer(run, task, ids, seed, **changes)
 
 
 def diversity(ids, repeats):

@@ -294,16 +294,16 @@ def judge_scenes(read, wanted):
 
     Keys all, background, count, colour, shape, size, relation; NaN where the wanted scene does
     not say it (size of two things, relation of one). Two things are matched in the order that
-    agrees best, so "a above b" equals "b below a". None scores 0 throughout."""
+    agrees best, so "a above b" equals "b below a". None scores 0 throughout, on either side."""
     keys = ("all", "background", "count", "colour", "shape", "size", "relation")
     return dict(zip(keys, np.array([_judge(r, w) for r, w in zip(read, wanted, strict=True)],
                                    float).reshape(-1, len(keys)).T))
 
 
 def _judge(read, wanted):
-    pair = len(wanted.things) == 2
+    pair = wanted is not None and len(wanted.things) == 2
     blank = (0, 0, 0, 0, 0, np.nan if pair else 0, 0 if pair else np.nan)
-    if read is None:
+    if read is None or wanted is None:
         return blank
     orders = [(read.things, read.relation), (read.things[::-1], INVERSE.get(read.relation))]
     scores = []

@@ -846,6 +846,18 @@ def test_infilling_is_exact_conditioning(sampler, options):
     assert_law(WORLD.counts(x), law)
 
 
+@pytest.mark.parametrize("options", ALL, ids=IDS)
+def test_held_tokens_stay_masked(options):
+    """Masked tokens that are held are never drawn, under any sampler and while correcting, and the others are drawn without them."""
+    hold = torch.tensor([[False, True, False]]).expand(4000, 3)
+    x, _, _ = WORLD.run(4000, seed=20, hold=hold, **options)
+    assert torch.equal(x == MASK, hold)
+    assert torch.equal(WORLD.run(4000, seed=20, hold=hold, correct=1, **options)[0] == MASK, hold)
+    if options["sampler"] == "first-hitting":                       # exact: what is drawn has the marginal law
+        pairs = ((x[:, 0] - 1) * WORLD.V + x[:, 2] - 1).bincount(minlength=WORLD.V ** 2)
+        assert_law(pairs.numpy(), WORLD.joint.sum(1).ravel())
+
+
 def test_grids_are_checked():
     for grid in ([0.5, 0.2, 0], [1, 0.5], [1, 0.5, 0.5, 0], [0, 1], [1.0]):
         with pytest.raises(ValueError):

@@ -220,7 +220,7 @@ PROMPTS = {
     "a length for a picture": (["image", "--length", "5"], 2, "--length"),
     "a prompt where none is taken": (["image", "a red circle"], 2, "takes no prompt"),
     "guidance for a hole": (["infill", "the ___ circle", "--guidance", "1"], 2, "--guidance"),
-    "a task that is not judged": (["score", "image"], 2, "score image"),
+    "a task that is not judged": (["score", "infill"], 2, "score infill"),
     "a device that does not exist": (["image", "--device", "abacus"], 2, "--device"),
     "a folder that cannot be made": (["image", "--out", "README.md/out", "--steps", "1"], 1, "README.md"),
 }

@@ -312,6 +312,19 @@ def test_sampling_is_a_function_of_the_seed(trained):
     assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
 
 
+def test_a_pair_begins_with_its_text(trained):
+    """The text is whole before anything of the picture shows; then the picture is drawn given it, as text-to-image draws it."""
+    run = sample.load_run(trained[0], torch.device("cpu"))
+    made = sample.generate(run, "image", [None] * 2, seed=3, record=True, candidates=1)
+    member = run.stream.describe("image-text", made.ids).member
+    shown = [[(f[member == i] != data.MASK).any() for f in made.film] for i in (0, 1)]
+    whole = [(f[member == 1] != data.MASK).all() for f in made.film]
+    assert any(shown[0]) and any(shown[1]) and all(done for done, begun in zip(whole, shown[0]) if begun)
+    draft = made.film[whole.index(True)]
+    again = sample.answer(run, "text-to-image", draft, 3, candidates=1)
+    assert (again.ids == made.ids).all() and made.outputs["text"] == again.outputs["text"]
+
+
 def test_the_candidate_that_fits_its_prompt_is_taken():
     """A network that knows exactly that every character repeats the colour at its place (plus 5): of four candidates a prompt the
     one that obeys, of two that obey in part the better one; from either side, and counted."""
@@ -362,8 +375,8 @@ def test_tasks_are_scored_alone_and_under_other_settings(trained):
         scores = score.score(toy, 2, tasks=two, repeats=2, steps=steps, **settings)
         assert tuple(scores) == two and all((steps + 1) / 2 <= scores[t]["nfe"] <= steps for t in two)      # steps that reveal nothing are free
     assert "text-to-speech" in score.table(scores) and "bound" not in score.table(scores)
-    with pytest.raises(safe.UsageError, match="score image: .* is judged on text-to-image, .*"):
-        score.score(toy, 2, tasks=("image",))
+    with pytest.raises(safe.UsageError, match="score infill: .* is judged on text-to-image, .*"):
+        score.score(toy, 2, tasks=("infill",))
 
 
 def test_candidates_are_paid_for(trained):
