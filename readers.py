@@ -248,12 +248,13 @@ def read_speech(folder, skip_bad=False, longest_text=300, shortest=0.1, longest=
 
 def toy_sources(seed, pictures, passages, utterances):
     """The embedded toy world as Sources; its items are made when first asked for."""
+    import toyspeech
     import toyworld
-    source_key = digest(Path(toyworld.__file__).read_bytes(), seed)
+    source_key = digest(Path(toyworld.__file__).read_bytes(), Path(toyspeech.__file__).read_bytes(), seed)
     scenes = toyworld.scenes(pictures, seed)
-    phrases = toyworld.phrases(utterances, seed)
+    phrases = toyspeech.phrases(utterances, seed)
     drawn = functools.lru_cache(maxsize=1)(lambda: toyworld.draw(scenes, seed))
-    spoken = functools.lru_cache(maxsize=1)(lambda: toyworld.speak(phrases, seed))
+    spoken = functools.lru_cache(maxsize=1)(lambda: toyspeech.speak(phrases, seed))
     return {
         "text": Source("text", "toy world", toyworld.passages(passages, seed), None, digest(source_key, passages)),
         "image-text": Source("image-text", "toy world", [toyworld.caption(s) for s in scenes],

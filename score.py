@@ -9,6 +9,8 @@ from tqdm import tqdm
 import data
 import diffusion
 import safe
+import toyspeech
+import toyworld
 from data import KINDS, MASK, MODALITIES
 from sample import TASKS, answer, decode, generate, holes, members_of
 
@@ -23,7 +25,6 @@ SEED = 1_000_003  # of the questions and the samples that judge a run
 
 def toy_cells(n, seed):
     """The toy world's questions and answer keys: {task: {cell: (prompts, judge of the outputs)}}."""
-    import toyworld
     cells = {t: {} for t in ("text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "image", "speech", "text")}
     for i, split in enumerate(("seen", "unseen")):
         for j, (name, things) in enumerate((("one thing", 1), ("two things", 2))):
@@ -34,33 +35,32 @@ def toy_cells(n, seed):
             cells["image-to-text"][f"{split}, {name}"] = (
                 list(toyworld.draw(scenes, seed + 10 * i + j)),
                 lambda out, s=scenes: toyworld.judge_scenes([toyworld.parse_caption(t) for t in out["text"]], s))
-        phrases = toyworld.phrases(n, seed + 10 * i, split)
+        phrases = toyspeech.phrases(n, seed + 10 * i, split)
         cells["text-to-speech"][split] = (phrases, lambda out, p=phrases: words(
-            toyworld, toyworld.read_speech(out["speech"]), p))
-        cells["speech-to-text"][split] = (toyworld.speak(phrases, seed + 10 * i),
-                                          lambda out, p=phrases: words(toyworld, out["text"], p))
+            toyspeech.read_speech(out["speech"]), p))
+        cells["speech-to-text"][split] = (toyspeech.speak(phrases, seed + 10 * i),
+                                          lambda out, p=phrases: words(out["text"], p))
     cells["image"]["with its own caption"] = ([None] * n, lambda out: toyworld.judge_scenes(
         toyworld.read_pictures(np.stack(out["image"])), [toyworld.parse_caption(t) for t in out["text"]]))
     cells["speech"]["with its own text"] = ([None] * n, lambda out: words(
-        toyworld, toyworld.read_speech(out["speech"]), [t or "?" for t in out["text"]]))                # an empty text is no phrase
+        toyspeech.read_speech(out["speech"]), [t or "?" for t in out["text"]]))                       # an empty text is no phrase
     cells["text"]["passages"] = ([None] * n, lambda out: {
         "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
         "distinct": np.full(n, len(set(out["text"])) / n)})
     return cells
 
 
-def words(world, texts, wanted):
-    right = world.words_right(texts, wanted)
+def words(texts, wanted):
+    right = toyspeech.words_right(texts, wanted)
     return {"all": right, "whole phrase": right == 1}
 
 
 def reconstructions(run, n, seed):
     """What the toy world's judges read right in true pictures and clips, and in what is left of them after their tokens:
     {modality: {"n", "true", "tokens"}}, the shares with their standard errors."""
-    import toyworld
-    scenes, phrases, out = toyworld.scenes(n, seed), toyworld.phrases(n, seed), {}
+    scenes, phrases, out = toyworld.scenes(n, seed), toyspeech.phrases(n, seed), {}
     judged = {"image": (list(toyworld.draw(scenes, seed)), lambda made: toyworld.judge_scenes(toyworld.read_pictures(np.stack(made)), scenes)),
-              "speech": (toyworld.speak(phrases, seed), lambda made: words(toyworld, toyworld.read_speech(made), phrases))}
+              "speech": (toyspeech.speak(phrases, seed), lambda made: words(toyspeech.read_speech(made), phrases))}
     for modality, (true, judge) in judged.items():
         if modality in run.stream.codes:
             again = decode(run, modality, run.tokenizers[modality].encode(true))

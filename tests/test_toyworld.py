@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import toyspeech as ts  # noqa: E402
 import toyworld as tw  # noqa: E402
 
 ALL_PHRASES = [f"a {size} {colour} {shape}" for size in tw.SIZES for colour, shape in tw.KINDS] + [
@@ -37,7 +38,7 @@ def test_splits_keep_apart():
         assert all(any(tw.unseen(*kind) for kind in kinds_of(s)) for s in tw.scenes(1000, 0, "unseen", things))
     pair = re.compile(f"{tw.KIND}")
     for split in ("seen", "unseen"):
-        for phrase in tw.phrases(500, 0, split):
+        for phrase in ts.phrases(500, 0, split):
             kind = pair.search(phrase)
             hidden = (tw.unseen(*kind.groups()) if kind else
                       tw.unseen_number([tw.number_words(n) for n in range(100)].index(phrase)))
@@ -145,34 +146,34 @@ def test_inverse_relations_agree_in_pictures():
 def silence_at_ends(wave):
     """Seconds before the first and after the last sample above 1% of the peak."""
     loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
-    return loud[0] / tw.SAMPLE_RATE, (len(wave) - 1 - loud[-1]) / tw.SAMPLE_RATE
+    return loud[0] / ts.SAMPLE_RATE, (len(wave) - 1 - loud[-1]) / ts.SAMPLE_RATE
 
 
 def test_every_phrase_in_every_voice_is_short_enough():
-    for seed, voice in enumerate(tw.VOICES):
-        for wave in tw.speak(ALL_PHRASES, seed, [voice] * len(ALL_PHRASES)):
+    for seed, voice in enumerate(ts.VOICES):
+        for wave in ts.speak(ALL_PHRASES, seed, [voice] * len(ALL_PHRASES)):
             assert wave.dtype == np.float32 and wave.ndim == 1
-            assert 0.2 * tw.SAMPLE_RATE < len(wave) <= 1.5 * tw.SAMPLE_RATE
+            assert 0.2 * ts.SAMPLE_RATE < len(wave) <= 1.5 * ts.SAMPLE_RATE
             assert np.isfinite(wave).all() and np.abs(wave).max() <= 0.95
             assert max(silence_at_ends(wave)) <= 0.04
 
 
 def test_speech_is_deterministic():
-    said = tw.phrases(6, 0)
-    first, again, other = tw.speak(said, 1), tw.speak(said, 1), tw.speak(said, 2)
+    said = ts.phrases(6, 0)
+    first, again, other = ts.speak(said, 1), ts.speak(said, 1), ts.speak(said, 2)
     assert all((a == b).all() for a, b in zip(first, again))
     assert any(len(a) != len(b) or (a != b).any() for a, b in zip(first, other))
     with pytest.raises(KeyError):
-        tw.speak(["a small red dodecahedron"], 0)
-    assert tw.speak([], 0) == [] and tw.read_speech([]) == []
+        ts.speak(["a small red dodecahedron"], 0)
+    assert ts.speak([], 0) == [] and ts.read_speech([]) == []
 
 
 def test_speech_judge_reads_ground_truth():
-    for seed, voice in enumerate(tw.VOICES):
-        said = tw.phrases(24, 30 + seed) + tw.phrases(16, 30 + seed, "unseen")
-        read = tw.read_speech(tw.speak(said, 40 + seed, [voice] * len(said)))
+    for seed, voice in enumerate(ts.VOICES):
+        said = ts.phrases(24, 30 + seed) + ts.phrases(16, 30 + seed, "unseen")
+        read = ts.read_speech(ts.speak(said, 40 + seed, [voice] * len(said)))
         assert np.mean([a == b for a, b in zip(read, said)]) >= 0.975, voice
-        assert tw.words_right(read, said).mean() >= 0.99
+        assert ts.words_right(read, said).mean() >= 0.99
 
 
 def griffin_lim(wave, bands=80, steps=32):
@@ -195,24 +196,24 @@ def griffin_lim(wave, bands=80, steps=32):
 
 
 def test_speech_judge_survives_resynthesis_from_log_mel():
-    said = tw.phrases(40, 50) + tw.phrases(20, 51, "unseen")
-    read = tw.read_speech([griffin_lim(wave) for wave in tw.speak(said, 52)])
+    said = ts.phrases(40, 50) + ts.phrases(20, 51, "unseen")
+    read = ts.read_speech([griffin_lim(wave) for wave in ts.speak(said, 52)])
     assert np.mean([a == b for a, b in zip(read, said)]) >= 0.97
 
 
 def test_speech_judge_refuses_what_is_no_speech():
     g = tw.rng(60)
-    time = 2 * np.pi * np.arange(tw.SAMPLE_RATE) / tw.SAMPLE_RATE
+    time = 2 * np.pi * np.arange(ts.SAMPLE_RATE) / ts.SAMPLE_RATE
     bad = [0.1 * g.standard_normal(16000), np.zeros(16000), np.zeros(100), 0.3 * np.sin(440 * time)]
-    bad += [wave[::-1] for wave in tw.speak(tw.phrases(20, 61), 62) if len(wave) > 16000]
-    assert all(text == "" for text in tw.read_speech([b.astype(np.float32) for b in bad]))
+    bad += [wave[::-1] for wave in ts.speak(ts.phrases(20, 61), 62) if len(wave) > 16000]
+    assert all(text == "" for text in ts.read_speech([b.astype(np.float32) for b in bad]))
 
 
 def test_speech_judge_hears_a_wrong_word():
     said = ["a small red circle", "forty two"]
-    read = tw.read_speech(tw.speak(said, 63))
+    read = ts.read_speech(ts.speak(said, 63))
     wanted = ["a large red circle", "forty five"]
-    np.testing.assert_allclose(tw.words_right(read, wanted), [2 / 3, 1 / 2])
+    np.testing.assert_allclose(ts.words_right(read, wanted), [2 / 3, 1 / 2])
 
 
 def test_words_right_by_hand():
@@ -223,7 +224,7 @@ def test_words_right_by_hand():
              ("red circles star", "a small red circle", 0), ("red circle", "a small red circle", 2 / 3),
              ("six seven eight nine", "six", 0)]
     said, wanted, marks = zip(*pairs)
-    np.testing.assert_allclose(tw.words_right(said, wanted), marks)
+    np.testing.assert_allclose(ts.words_right(said, wanted), marks)
 
 
 # -------------------------------------------------------------------------------------- passages
@@ -280,6 +281,6 @@ def test_command_line(tmp_path):
 def test_global_state_is_left_alone():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    for made in itertools.chain([tw.scenes(5, 0), tw.passages(5, 0)], [tw.speak(["one"], 0)]):
+    for made in itertools.chain([tw.scenes(5, 0), tw.passages(5, 0)], [ts.speak(["one"], 0)]):
         assert made
     assert (np.random.get_state()[1] == before).all()
