@@ -40,7 +40,7 @@ MODALITIES = {
 }
 KINDS = {"text": ("text",), "image-text": ("image", "text"), "speech-text": ("speech", "text")}
 PAD, MASK = 0, 1
-LAYOUT_VERSION = 5  # of rows, vocabulary, picture tokens and checkpoints: raised whenever old files can no longer be read
+LAYOUT_VERSION = 6  # of rows, vocabulary, picture tokens and checkpoints: raised whenever old files can no longer be read
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
 HEAD = 2  # a document of a text row begins with its task token and the boundary token of text
 

@@ -474,8 +474,8 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     wanted, everything else is given and never changes; rows may have different numbers of masked tokens.
     low, high (B, L): each position's own ids. grid: name of a schedule, or mask rates falling from 1 to 0.
     condition (B, L) bool: what guidance leaves out in its unconditional branch. growing: guidance * (1 - t), with t
-    the share still masked. hold (B, L) bool: masked tokens that stay so. record: keep x after every step. correct: rounds of `corrected` afterwards. Further options go to the
-    sampler.
+    the share still masked. hold (B, L) bool: masked tokens that stay so. record: keep x after every step. correct:
+    rounds of `corrected` afterwards. Further options go to the sampler.
     Returns tokens (B, L), nfe (B,) evaluations made for each row, film (list of x).
     """
     rates = schedule(grid).mask_rate(np.linspace(1, 0, steps + 1)) if isinstance(grid, str) else np.array(grid, float)

@@ -142,7 +142,9 @@ def reel(run, kind, made, row, targets, stages=8):
     rows = run.stream.describe(kind, made.film[0])
     slot = {m: rows.member[row] == i for i, m in enumerate(KINDS[kind])}
     parts = [f'<div class=prompt>{SHOW[m](run, made.ids[row][slot[m]])}</div>' for m in KINDS[kind] if m not in targets]
-    frames = [made.film[i][row] for i in np.unique(np.linspace(0, len(made.film) - 1, stages).round().astype(int))]
+    left = np.array([(f[row] == MASK).sum() for f in made.film])           # stages as even in tokens as the film has them
+    at = [np.abs(left - n).argmin() for n in np.linspace(left[0], left[-1], stages)]
+    frames = [made.film[i][row] for i in np.unique([*at, len(made.film) - 1])]
     stage = lambda f: "".join(SHOW[m](run, f[slot[m]]) for m in KINDS[kind] if m in targets)
     figures = "".join(f"<figure{' class=on' if i + 1 == len(frames) else ''}>{stage(f)}</figure>" for i, f in enumerate(frames))
     last = len(frames) - 1

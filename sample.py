@@ -5,7 +5,7 @@
     python sample.py text-to-speech "a large blue star"                 WAV
     python sample.py speech-to-text clip.wav
     python sample.py text "the red circle"                              goes on from a prompt, or from nothing
-    python sample.py image        python sample.py speech               unconditional, with the caption it fits
+    python sample.py image        python sample.py speech               a text first, then what it describes
     python sample.py infill "the red circle is ___ the blue square."    ___ is a hole; or a picture or clip and --hole
     python sample.py score --n 200 --json scores.json                   judged samples and the bound
     python sample.py score text-to-image --guidance 2                   of these tasks alone, with another sampler
@@ -33,7 +33,8 @@ from safe import DataError, UsageError
 TASKS = {task: (kind, targets) for kind, members in KINDS.items() for task, targets in (
     [(kind, members)] if len(members) == 1 else
     [(f"text-to-{members[0]}", members[:1]), (f"{members[0]}-to-text", members[1:]), (members[0], members)])}
-# How each modality is sampled when it is the target, as text when it is read from another, and one task of its own (ours, found by small sweeps).
+# How each modality is sampled when it is the target, as text when it is read from another or begins a pair, and one task of its own (ours,
+# found by small sweeps).
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5, correct=5),
     "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4, rounds=8),
@@ -162,7 +163,7 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), later=(), candida
     once. numbers (B,): of the rows among others that share no noise with them (0, 1, ... if not given)."""
     began, out, film, nfe = time.time(), [], [], []
     numbers = range(len(ids)) if numbers is None else numbers
-    candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003
+    candidates, seed = candidates if condition else 1, settings.pop("seed", 0) * 1_000_003 + (500_000 if later else 0)
     batch = len(ids) if record else max(16, batch // candidates)                   # prompts at a time
     for i in range(0, len(ids), batch):
         rows = run.stream.describe(kind, np.repeat(ids[i:i + batch], candidates, 0))
@@ -186,10 +187,10 @@ def answer(run, task, ids, seed=0, record=False, numbers=None, **changes):
     """Rows ids (B, L) in which the targets of a task are masked -> Generated.
 
     X with a text that fits it: first the text, given nothing, then X given the text, drawn as text-to-X is (the chain rule; our choice:
-    drawn together they fit each other less, since few rows of the training mask both)."""
+    drawn together they fit each other less, since few rows of the training mask both; together where none had the text alone)."""
     kind, targets = TASKS[task]
     settings, common = settings_for(task, **changes), dict(seed=seed, record=record, numbers=numbers)
-    if len(KINDS[kind]) == 1:
+    if len(KINDS[kind]) == 1 or len(targets) > 1 and not run.config["args"].get("modes", {"second": 1}).get("second"):
         return fill(run, kind, ids, **common, **{**settings, "guidance": 0.0})
     text = fill(run, kind, ids, later=targets[:1], **common, **DEFAULTS["text of a pair"]) if len(targets) > 1 else None
     made = fill(run, kind, text.ids if text else ids, condition=[m for m in KINDS[kind] if m not in targets[:1]], **common, **settings)

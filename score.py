@@ -40,10 +40,10 @@ def toy_cells(n, seed):
             toyspeech.read_speech(out["speech"]), p))
         cells["speech-to-text"][split] = (toyspeech.speak(phrases, seed + 10 * i),
                                           lambda out, p=phrases: words(out["text"], p))
-    cells["image"]["with its own caption"] = ([None] * n, lambda out: toyworld.judge_scenes(
+    cells["image"]["its own caption"] = ([None] * n, lambda out: toyworld.judge_scenes(
         toyworld.read_pictures(np.stack(out["image"])), [toyworld.parse_caption(t) for t in out["text"]]))
-    cells["speech"]["with its own text"] = ([None] * n, lambda out: words(
-        toyspeech.read_speech(out["speech"]), [t or "?" for t in out["text"]]))                       # an empty text is no phrase
+    cells["speech"]["its own text"] = ([None] * n, lambda out: words(                        # a text without words is no phrase
+        toyspeech.read_speech(out["speech"]), [t if set(t.split()) - {"a"} else "?" for t in out["text"]]))
     cells["text"]["passages"] = ([None] * n, lambda out: {
         "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
         "distinct": np.full(n, len(set(out["text"])) / n)})

@@ -23,7 +23,6 @@ PHONEMES = {
     "iy": [(120, 280, 2250, 2950)], "ih": [(75, 400, 1950, 2550)], "eh": [(95, 550, 1800, 2480)],
     "ae": [(110, 670, 1720, 2430)], "aa": [(120, 730, 1100, 2440)], "ao": [(125, 620, 950, 2410)],
     "i": [(75, 310, 2150, 2850, 0.85)], "or": [(100, 500, 860, 2350)],
-   
     "ah": [(95, 640, 1190, 2390)], "uw": [(130, 310, 900, 2240)], "er": [(120, 480, 1330, 1680)],
     "ax": [(50, 500, 1400, 2450, 0.7)],
     "ey": [(70, 500, 1850, 2500), (70, 330, 2200, 2700)],
@@ -128,11 +127,11 @@ def articulate(phrase, voice, u):
 
 
 def speak(phrases, seed, voices=None):
-    """Phrases -> list of float32 waves, 16 kHz, peak 0.9, at most 1.5 s.
+    """Phrases -> list of float32 waves, 16 kHz, peak 0.9, at most 1.5 s; a KeyError names an unknown word.
 
     `voices`: a name of VOICES for each phrase; random when not given. Source and filter: harmonics
     of a gliding pitch (and noise) times the formants' frequency response, frame by frame, with
-    overlap-add. All utterances of a chunk are one long signal with gaps."""
+    overlap-add. All utterances of a chunk are one long signal with gaps; chunks share all cores."""
     if voices is None:
         voices = [list(VOICES)[i] for i in rng(seed, SPEAK).integers(0, len(VOICES), len(phrases))]
     u = rng(seed, SPEAK + 100).uniform(-1, 1, (len(phrases), 4))

@@ -1,11 +1,13 @@
 """Rows, layouts, readers, cache and batches."""
 import json
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import data
+import prepare
 import readers
 import model as models
 from data import MASK, PAD
@@ -197,3 +199,16 @@ def test_rows_from_the_cache_are_split_by_key(tmp_path, stream):
     train = data.make_rows(stream, "text", codes, [0, 1], tmp_path, "k-train")
     held = data.make_rows(stream, "text", codes, [2], tmp_path, "k-held")
     assert train.dtype == np.uint16 and (train != PAD).sum() > (held != PAD).sum()
+
+
+def test_a_book_does_not_spell_the_transcripts(tmp_path):
+    """Beside a text fifty times as long the words of transcripts are tokens, since each kind counts alike; alone the text would take all merges."""
+    book = ["".join(chr(97 + n) for n in data.rng(0, i).integers(0, 26, 4)) + " " for i in range(4000)]
+    sources = [readers.Source("text", "book", ["".join(book)], None, "b"),
+               readers.Source("speech-text", "clips", ["nineteen", "twelve nineteen", "two twelve"] * 10, None, "c")]
+    args = types.SimpleNamespace(encoding=None, vocab_size=400)
+    tokenizer = prepare.make_tokenizer("text", sources, args, tmp_path, None)
+    words = [" nineteen", " twelve", "twelve"]
+    assert [len(ids) for ids in tokenizer.encode(words)] == [1, 1, 1]
+    plain = data.tokenizer_module("text").train([t for s in sources for t in s.texts], 400)
+    assert sum(len(ids) for ids in plain.encode(words)) > 6

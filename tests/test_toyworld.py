@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import score  # noqa: E402
 import toyspeech as ts  # noqa: E402
 import toyworld as tw  # noqa: E402
 
@@ -284,3 +285,18 @@ def test_global_state_is_left_alone():
     for made in itertools.chain([tw.scenes(5, 0), tw.passages(5, 0)], [ts.speak(["one"], 0)]):
         assert made
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_pairs_are_judged_by_their_own_texts():
+    """True pictures and clips fit their own captions and phrases, not each other's; what has no text fits nothing."""
+    cells, scenes, phrases = score.toy_cells(12, 5), tw.scenes(12, 8), ts.phrases(12, 8)
+    pictures, captions, clips = tw.draw(scenes, 8), [tw.caption(s) for s in scenes], ts.speak(phrases, 8)
+    noise = [np.random.default_rng(i).normal(0, 0.1, 8000).astype(np.float32) for i in range(12)]
+    for task, made, texts in (("image", pictures, captions), ("speech", clips, phrases)):
+        (_, judge), = cells[task].values()
+        right = lambda made, texts: np.mean(judge({task: list(made), "text": texts})["all"])
+        assert right(made, texts) > 0.95 and right(made, texts[1:] + texts[:1]) < 0.4
+        if task == "speech":
+            assert right(noise, ["", " ", "a", "gibberish"] * 3) == 0
+        else:
+            assert right(made, ["", "a", "a red circle", "gibberish"] * 3) == 0

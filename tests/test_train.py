@@ -137,7 +137,7 @@ def test_end_to_end(trained):
     assert {f.name for f in folder.iterdir()} >= {"config.json", "checkpoint.pt", "text.json", "image.pt", "speech.pt", "log.jsonl",
                                                   "index.html", "scores.json", "validation.npz"}
     scores = json.loads((folder / "scores.json").read_text())
-    assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "bound", "tokenizers"}
+    assert set(scores) == {"text", "text-to-image", "image-to-text", "text-to-speech", "speech-to-text", "image", "speech", "bound", "tokenizers"}
     for task, result in scores.items():
         if task not in ("bound", "tokenizers"):
             assert 0 <= result["accuracy"] <= 1 and result["n"] >= 2 and result["nfe"] > 0 and result["seconds"] > 0

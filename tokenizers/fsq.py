@@ -35,8 +35,8 @@ def quantise(z, levels):
 
 def commitment(z, levels):
     """Mean square distance of bound(z) to the digits it is rounded to, a scalar to add to a loss (as in VQ-VAE, arXiv
-    1711.00937, eq. 3). Without it latents settle near the edges between levels too, and two grey levels of brightness
-    change tokens of a toy picture (experiments/README.md): noise that the diffusion model would have to learn.
+    1711.00937, eq. 3). Without it latents settle near the edges between levels too, and little changes of a picture or its
+    palette change tokens (experiments/README.md): noise that the diffusion model would have to learn.
     """
     return (bound(z, levels) - quantise(z, levels).detach()).square().mean()
 
@@ -78,11 +78,12 @@ def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="
 
     loss_of(rows, rng) -> (scalar loss, {name: figure for the bar}); rows (batch,) index the `count` samples, rng is
     a numpy Generator, both functions of (seed, step) alone. Give steps (repeatable), or seconds: then the schedule
-    follows the clock, so that it ends in time however fast the machine is. Returns the number of steps made.
+    follows the clock, warm-up included, so that it ends in time however fast the machine is. Returns the number of steps made.
     """
     if (seconds is None) == (steps is None) or (seconds or steps) <= 0:
         raise ValueError(f"give either seconds or steps, above 0, to train a tokenizer: got {seconds} and {steps}")
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    fused = next(net.parameters()).device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
     bar = tqdm(total=steps, desc=name, leave=False, mininterval=0.5)
     net.train()
     start, step, done = time.time(), 0, 0.0

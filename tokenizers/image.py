@@ -52,6 +52,11 @@ class ImageConfig:
     def grid(self):
         return self.height // self.patch, self.width // self.patch
 
+    @property
+    def at_once(self):
+        """Pictures that are looked at together, to bound the memory."""
+        return max(1, min(256, 2**18 // (self.height * self.width)))
+
 
 def flatness(x, range_=0.1):
     """x (B, C, H, W) in [-1, 1] -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block around a pixel has one colour."""
@@ -101,7 +106,7 @@ def shares(x, colours):
     """How much of each colour is in a pixel: x (B, C, H, W), colours (B, K, C) -> (B, K, H, W), not negative, sums 1.
 
     A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses it; what it is made of then
-    does not depend on which colours they are, nor on how bright the picture is.
+    does not depend on which colours they are, nor on how bright the picture is, as long as `palette` finds the same ones.
     """
     count, pixels = colours.shape[1], x.flatten(2)[:, None]  # (B, 1, C, P)
     first, second = torch.triu_indices(count, count, 1, device=x.device)  # (Q,): the pairs
@@ -188,14 +193,17 @@ def psnr(a, b):
 
 
 def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", batch=32, lr=6e-3):
-    """Learn a tokenizer from uint8 images (N, H, W, C). Give seconds (60 if neither) or steps."""
+    """Learn a tokenizer from uint8 images (N, H, W, C). Give seconds (60 if neither; finding the palettes comes on top) or steps.
+
+    A ValueError says what images or config lack.
+    """
     if config is None:
         shape = np.shape(images)
         config = ImageConfig(*shape[1:]) if len(shape) == 4 else ImageConfig()
     check(images, config)
     net = fsq.seeded(lambda: Net(config), seed).to(device)
-
-    found = torch.cat([palette(to_float(part, device), config.colours) for part in np.array_split(images, -(-len(images) // 256))])  # (N, K, C), once
+    some = (images[i : i + config.at_once] for i in range(0, len(images), config.at_once))
+    found = torch.cat([palette(to_float(x, device), config.colours) for x in some])  # (N, K, C)
 
     def loss_of(rows, rng):
         x, colours = to_float(images[rows], device), found[torch.from_numpy(rows).to(device)]  # (B, C, H, W), (B, K, C)
@@ -238,13 +246,14 @@ class Tokenizer(fsq.Codec):
     @torch.inference_mode()
     def encode(self, samples):
         """List or array of uint8 (H, W, C) -> list of int32 (K + h w,)."""
-        out, batch = [], max(1, min(256, 2**18 // (self.config.height * self.config.width)))  # to bound the memory
+        out, batch = [], self.config.at_once
         for i in range(0, len(samples), batch):
             images = np.stack(samples[i : i + batch])
             check(images, self.config)
             x, levels = to_float(images, self.device), self.net.levels
             colours = palette(x, self.config.colours)  # (B, K, C)
-            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in self.net.latents(shares(x, colours), colours)]
+            latents = self.net.latents(shares(x, colours), colours)  # (B, K, d), (B, h, w, d)
+            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in latents]
             out.extend(torch.cat(ids, 1).cpu().numpy().astype(np.int32))
         return out
 
