@@ -34,7 +34,7 @@ def parser(text=None):
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
-    g.add_argument("--minutes", type=float, default=7.2, help="time for the model's training (tokenizers come on top)")
+    g.add_argument("--minutes", type=float, default=7.0, help="time for the model's training (tokenizers come on top)")
     g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
     g.add_argument("--overwrite", action="store_true", help="replace the run in --run")
