@@ -420,7 +420,7 @@ def main():
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
-            f"; and {args.run} holds no trained model yet: python train.py makes one in about eleven minutes"))
+            f"; and {args.run} holds no trained model yet: python train.py makes one in ten to twelve minutes"))
     changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature",
                                              "top_p", "guidance", "choice_temperature", "budget")}
     check(args)

@@ -1,6 +1,6 @@
 """Train tinytri: tokenizers first, then one masked diffusion model over text, image-text and speech-text.
 
-    python train.py                                        the toy world, about eleven minutes on two CPU cores
+    python train.py                                        the toy world, ten to twelve minutes on two CPU cores
     python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data (any subset)
     python train.py --resume --run runs/mine               go on where a run stopped
     python train.py --plan --preset 3b                     sizes and settings, no training
@@ -261,7 +261,7 @@ def train(args, folder, stream, rows, device):
         net.zero_grad(set_to_none=True)
         torch._foreach_lerp_(ema, net_parameters, rate)
 
-    def step_seconds(trunk, n=12):
+    def step_seconds(trunk, n=24):
         """Seconds of a training step: the whole of it, the next batch made beside it, at rates at which it changes nothing."""
         times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, dtype)
         for group in (g for o in idle for g in o.param_groups):
@@ -274,13 +274,13 @@ def train(args, folder, stream, rows, device):
                 gradients(trunk, batch)
                 update(idle, 0.0)
                 times.append(time.perf_counter() - start)
-        return float(np.median(times[2:]))
+        return float(np.mean(times[n // 4:]))                        # the mean: slow steps take their time in the run, too
 
     if device.type == "cuda":
         args.micro_batch = agreed(rows_that_fit(args, max(per_step.values()), lambda: step_seconds(net.trunk, 4)))
     trunk, seconds = faster_trunk(net, args, device, step_seconds)
     if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.05 * seconds))))
+        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds))))
     base = tuned_point(args)
     rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
     warmup = warmup_steps(args.steps, args.warmup)
