@@ -482,9 +482,8 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     if len(rates) < 2 or (np.diff(rates) >= 0).any() or not np.allclose(rates[[0, -1]], (1, 0), rtol=0, atol=1e-9):
         raise ValueError("a sampling grid needs at least one step and mask rates falling strictly from 1 to 0")
     rates[0], rates[-1] = 1.0, 0.0                                    # cos(pi/2) is not quite 0
-    if condition is None:
-        condition = torch.zeros_like(x, dtype=torch.bool)
-    state = State(predict, low, high, condition, (x == mask_id) if hold is None else (x == mask_id) & ~hold,
+    condition, hold = (torch.zeros_like(x, dtype=torch.bool) if z is None else z for z in (condition, hold))
+    state = State(predict, low, high, condition, (x == mask_id) & ~hold,
                   torch.zeros(len(x), dtype=torch.long, device=x.device),
                   torch.Generator(x.device).manual_seed(seed), mask_id, temperature, top_k, top_p, guidance, growing)
     film = [x]

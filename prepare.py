@@ -24,8 +24,9 @@ def make_tokenizer(modality, sources, args, folder, device):
         if args.encoding:
             tokenizer = module.from_tiktoken(args.encoding)
         else:
-            sizes = [sum(map(len, s.texts)) for s in sources]         # each kind counts alike: else transcripts beside a book are spelt;
-            repeats = [min(100, max(1, round(max(sizes) / max(1, n)))) for n, s in zip(sizes, sources) for _ in s.texts]  # not a handful of them
+            # each kind counts alike, else the words of transcripts beside a book are spelt; a hundredfold at most, lest a handful fills it
+            sizes = [sum(map(len, s.texts)) for s in sources]
+            repeats = [min(100, max(1, round(max(sizes) / max(1, n)))) for n, s in zip(sizes, sources) for _ in s.texts]
             tokenizer = module.train(texts, args.vocab_size, repeats)
         held = texts[:: max(1, len(texts) // 200)]
     else:

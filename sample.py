@@ -189,12 +189,17 @@ def answer(run, task, ids, seed=0, record=False, numbers=None, **changes):
     X with a text that fits it: first the text, given nothing, then X given the text, drawn as text-to-X is (the chain rule; our choice:
     drawn together they fit each other less, since few rows of the training mask both; together where none had the text alone)."""
     kind, targets = TASKS[task]
-    settings, common = settings_for(task, **changes), dict(seed=seed, record=record, numbers=numbers)
-    if len(KINDS[kind]) == 1 or len(targets) > 1 and not run.config["args"].get("modes", {"second": 1}).get("second"):
-        return fill(run, kind, ids, **common, **{**settings, "guidance": 0.0})
-    text = fill(run, kind, ids, later=targets[:1], **common, **DEFAULTS["text of a pair"]) if len(targets) > 1 else None
-    made = fill(run, kind, text.ids if text else ids, condition=[m for m in KINDS[kind] if m not in targets[:1]], **common, **settings)
-    return made if not text else Generated(made.outputs, made.ids, text.film + made.film[1:], text.nfe + made.nfe, text.seconds + made.seconds)
+    given, settings = [m for m in KINDS[kind] if m not in targets], settings_for(task, **changes)
+    common, text = dict(seed=seed, record=record, numbers=numbers), None
+    if len(targets) > 1 and run.config["args"].get("modes", {"second": 1}).get("second"):
+        text = fill(run, kind, ids, later=targets[:-1], **common, **DEFAULTS["text of a pair"])
+        ids, given = text.ids, targets[-1:]
+    if not given:
+        settings["guidance"] = 0.0
+    made = fill(run, kind, ids, condition=given, **common, **settings)
+    if text:
+        made.film, made.nfe, made.seconds = text.film + made.film[1:], text.nfe + made.nfe, text.seconds + made.seconds
+    return made
 
 
 def check_trained(run, task, kind):

@@ -119,7 +119,8 @@ def diversity(ids, repeats):
 def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes):
     """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
     stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
-    Or only tasks, without those two. changes: to the sampler's settings. Raises UsageError for a task that cannot be judged."""
+    Or only tasks, without those two; with repeats=0 the judged samples alone. changes: to the sampler's settings. Raises UsageError for a
+    task that cannot be judged."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
     judged, out = {task: cells for task, cells in (toy_cells(n, seed) if toy else own_cells(run, n)).items() if TASKS[task][0] in run.stream.slots}, {}
     if unknown := [t for t in tasks if t not in judged]:
@@ -144,12 +145,15 @@ def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes)
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
         result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
         out[task] = result
-        first = next(iter(cells.values()))[0][:8]
-        again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
-        result["diversity"] = diversity(answers(run, task, again, seed + 1, changes).ids, repeats)
-    if toy and not tasks:
+        if repeats:
+            first = next(iter(cells.values()))[0][:8]
+            again = np.repeat(first, repeats, 0) if isinstance(first, np.ndarray) else [p for p in first for _ in range(repeats)]
+            result["diversity"] = diversity(answers(run, task, again, seed + 1, changes).ids, repeats)
+    if tasks or not repeats:
+        return out
+    if toy:
         out["tokenizers"] = reconstructions(run, n, seed)
-    return out if tasks else {**out, "bound": bounds(run, bound_rows)}
+    return {**out, "bound": bounds(run, bound_rows)}
 
 
 def units_of(run, modality, codes):

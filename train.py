@@ -365,9 +365,9 @@ def look(folder, device, step):
     import sample
     import score
     run = sample.load_run(folder, device)
-    scores = score.score(run, 16)
+    scores = score.score(run, 16, repeats=0)
     with open(folder / "scores.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **{task: r["accuracy"] for task, r in scores.items() if "accuracy" in r}}) + "\n")
+        file.write(json.dumps({"step": step, **{task: r["accuracy"] for task, r in scores.items()}}) + "\n")
     return page.write(folder, run, samples=1)
 
 

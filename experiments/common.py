@@ -60,9 +60,9 @@ def trimodal(steps=2_500, items=10_000):
     experiments/cache (four minutes the first time)."""
     args = flags.parser().parse_args(["--image-steps", str(steps), "--speech-steps", str(steps), "--pictures", str(items),
                                       "--passages", str(items), "--utterances", str(3 * items // 10)])
-    made_by = [(HERE.parent / name).read_bytes() for name in (
+    scripts = [(HERE.parent / name).read_bytes() for name in (
         "toyworld.py", "toyspeech.py", "readers.py", "prepare.py", "data.py", *(f"tokenizers/{n}.py" for n in ("text", "image", "audio", "fsq")))]
-    return prepared(args, CACHE / data.digest(steps, items, *made_by))
+    return prepared(args, CACHE / data.digest(steps, items, *scripts))
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,8 +7,8 @@ Set-up: a small convolutional classifier, trained here for four epochs on the pi
 those that the run held out, the same after the tokenizer (which may have seen some of them), and --n generated ones for each caption.
 Captions and transcripts: all items that the run held out (a number has one recording, so its transcripts are of numbers never heard).
 Clips: the held-out recordings as they are, after the tokenizer, and generated from their own texts, from a hundred of the training and from
-those of --missing, a text file of phrases that no recording has, each the best of --candidates as the network finds itself. They go to --out with a list, clips.json, for any speech recogniser;
-`hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
+those of --missing, a text file of phrases that no recording has, each the best of --candidates as the network itself finds. They go to --out
+with a list, clips.json, for any speech recogniser; `hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
 On two cores at half their speed about 7 minutes:
     python experiments/real.py --run runs/real --images digits/ --speech numbers/ --missing missing.txt --out out/real
 """

@@ -135,7 +135,7 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.patch, self.colours, hidden = config.patch, config.colours, config.hidden
+        self.patch, hidden = config.patch, config.hidden
         self.register_buffer("levels", torch.tensor(config.levels, dtype=torch.float32), persistent=False)
         depth = len(config.levels)
         self.colour_encoder = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, depth))
