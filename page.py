@@ -34,6 +34,7 @@ const shown = film.querySelectorAll("figure"), slider = film.querySelector("inpu
 const show = () => shown.forEach((f, i) => f.classList.toggle("on", i == slider.value));
 slider.oninput = show; show(); }</script></html>
 """
+GREY = 187   # of what is masked
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 
 
@@ -85,10 +86,10 @@ def wav(wave):
     return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def grey_out(picture, masked):
-    """Blend the masked share (h, w) in [0, 1] of a picture uint8 (H, W, C) into a grey that no content has by chance."""
-    share = np.kron(masked, np.ones((picture.shape[0] // masked.shape[0], picture.shape[1] // masked.shape[1])))[..., None]
-    return (picture * (1 - share) + 187 * share).astype(np.uint8)
+def grey_out(pixels, masked):
+    """Blend the masked share (h, w) in [0, 1] of uint8 pixels (H, W, C) into a grey that no content has by chance."""
+    share = np.kron(masked, np.ones((pixels.shape[0] // masked.shape[0], pixels.shape[1] // masked.shape[1])))[..., None]
+    return (pixels * (1 - share) + GREY * share).astype(np.uint8)
 
 
 def spectrogram(run, codes):
@@ -101,37 +102,50 @@ def spectrogram(run, codes):
     return np.stack((red, green, blue), 2).astype(np.uint8)
 
 
-def show_text(run, ids):
-    pieces, codes = [], np.where(ids == MASK, -1, ids - run.stream.ranges("text", np.arange(len(ids)))[0])
+def pieces(run, ids):
+    """Ids of a text (slot,) up to its end -> [(string, or None where masked; tokens)], one for each run of either."""
+    codes = np.where(ids == MASK, -1, ids - run.stream.ranges("text", np.arange(len(ids)))[0])
     ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
     codes = codes[:ends[0]] if len(ends) else codes
-    for part in np.split(codes, np.flatnonzero((codes[1:] < 0) != (codes[:-1] < 0)) + 1):     # runs of masks, and of tokens
-        known = len(part) and part[0] >= 0
-        pieces.append(html.escape(run.tokenizers["text"].decode([part])[0]) if known else "<i>__</i>" * len(part))
-    return f"<div class=text>{''.join(pieces) or '&nbsp;'}</div>"
+    runs = [r for r in np.split(codes, np.flatnonzero((codes[1:] < 0) != (codes[:-1] < 0)) + 1) if len(r)]
+    return [(run.tokenizers["text"].decode([r])[0] if r[0] >= 0 else None, len(r)) for r in runs]
 
 
-def show_image(run, ids):
-    """The picture under a strip of its palette's colours; what is masked is grey."""
+def picture(run, ids):
+    """Ids of a picture (slot,) -> uint8 (H, W, C): it under a strip of its palette's colours; what is masked is grey."""
     tokenizer, masked = run.tokenizers["image"], ids == MASK
     count, width = tokenizer.config.colours, tokenizer.config.width
-    codes = np.where(masked, 0, ids - run.stream.start["image"]).astype(np.int64)
-    grey = np.maximum(masked[count:].reshape(tokenizer.config.grid), masked[:count].mean())   # no colours yet: grey, too
-    picture = grey_out(decode(run, "image", [codes])[0], grey)
-    strip = np.where(masked[:count, None], 187, tokenizer.colours_of(codes))[np.arange(width) * count // width]    # (W, C)
-    strip = np.broadcast_to(strip, (3, *strip.shape)).astype(np.uint8)
-    return f'<img src="{png(np.concatenate((strip, np.full_like(strip[:1], 255), picture)))}" width=112>'
+    blank = np.abs(tokenizer.colours_of(np.arange(tokenizer.size)).astype(int) - GREY).sum(1).argmin()      # the code of the greyest colour
+    codes = np.where(masked, blank, ids - run.stream.start["image"]).astype(np.int64)
+    pixels = grey_out(decode(run, "image", [codes])[0], masked[count:].reshape(tokenizer.config.grid))
+    colours = np.where(masked[:count, None], GREY, tokenizer.colours_of(codes[:count]))[np.arange(width) * count // width]    # (W, C)
+    strip = np.broadcast_to(colours, (3, *colours.shape)).astype(np.uint8)
+    return np.concatenate((strip, np.full_like(strip[:1], 255), pixels))
 
 
-def show_speech(run, ids):
+def sound(run, ids):
+    """Ids of a clip (slot,) -> uint8 (H, T, 3): its spectrogram; what is masked is grey, what follows the end white."""
     groups, size = run.stream.codes["speech"]
     codes = np.where(ids == MASK, 0, ids - run.stream.ranges("speech", np.arange(len(ids)))[0])
     ended = (codes >= size) & (ids != MASK)
     share = (ids == MASK).reshape(-1, groups).mean(1)                                                # (steps,)
-    picture = spectrogram(run, np.where(ended, 0, codes).astype(np.int32))
-    picture = grey_out(picture, share[None])
-    picture[:, np.repeat(ended.reshape(-1, groups)[:, 0], picture.shape[1] // len(share))] = 255
-    return f'<img src="{png(picture)}" width={2 * picture.shape[1]} height=100>'
+    levels = grey_out(spectrogram(run, np.where(ended, 0, codes).astype(np.int32)), share[None])
+    levels[:, np.repeat(ended.reshape(-1, groups)[:, 0], levels.shape[1] // len(share))] = 255
+    return levels
+
+
+def show_text(run, ids):
+    shown = "".join("<i>__</i>" * count if text is None else html.escape(text) for text, count in pieces(run, ids))
+    return f"<div class=text>{shown or '&nbsp;'}</div>"
+
+
+def show_image(run, ids):
+    return f'<img src="{png(picture(run, ids))}" width=112>'
+
+
+def show_speech(run, ids):
+    levels = sound(run, ids)
+    return f'<img src="{png(levels)}" width={2 * levels.shape[1]} height=100>'
 
 
 SHOW = {"text": show_text, "image": show_image, "speech": show_speech}

@@ -274,8 +274,8 @@ def test_colours_do_not_change_the_tokens_of_squares(pictures):
 def test_image_palette_of_ids(pictures):
     tok, held_out = pictures
     for picture, ids in zip(held_out[:8], tok.encode(held_out[:8])):
-        assert np.abs(tok.colours_of(ids)[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
-        assert tok.colours_of(ids).shape == (3, 3) and tok.colours_of(ids).dtype == np.uint8
+        assert np.abs(tok.colours_of(ids[:3])[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
+        assert tok.colours_of(ids[:3]).shape == (3, 3) and tok.colours_of(ids[:3]).dtype == np.uint8
 
 
 def test_image_save_load_batches(pictures, tmp_path):

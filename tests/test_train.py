@@ -447,6 +447,16 @@ def test_passages_are_judged_by_form(trained):
     assert len(lines) == 9 and lines[-1].startswith("| all | ") and "(4)" in lines[-1]
 
 
+def test_a_moving_picture_of_a_run(trained, tmp_path):
+    run("experiments/film.py", "--run", trained[0], "--out", tmp_path / "film")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames > 3 and film.size == Image.open(tmp_path / "film.png").size
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+        film.seek(0)
+        assert (np.asarray(film.convert("RGB")) == 187).all(2).sum() > 1.5 * (last == 187).all(2).sum()    # most is masked at first
+
+
 @pytest.mark.parametrize("kinds", ["text", "image-text", "speech-text", "text,speech-text"])
 def test_any_subset_of_the_modalities_trains(kinds, tmp_path):
     run("train.py", "--run", tmp_path / "r", "--steps", "2", *TINY, "--kinds", kinds)

@@ -276,8 +276,8 @@ class Tokenizer(fsq.Codec):
 
     @torch.inference_mode()
     def colours_of(self, ids):
-        """Ids (K + h w,) of a picture -> the colours that its squares are mixed of: uint8 (K, C)."""
-        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)[: self.config.colours]).to(self.device), self.net.levels)
+        """Ids (n,) of a palette's colours -> the colours: uint8 (n, C)."""
+        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
         return to_uint8(self.net.mixed(digits))
 
     def report(self, samples):
