@@ -343,7 +343,7 @@ def hole_share(hole):
 
 
 def infill(run, prompt, hole, caption, seed, changes):
-    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes."""
+    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes, whose text is drawn last if not given."""
     path = Path(prompt)
     if "___" in prompt or len(prompt) > 250 or not path.exists():
         if "___" not in prompt:
@@ -365,7 +365,12 @@ def infill(run, prompt, hole, caption, seed, changes):
     row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
     where = part_of(run, modality, *hole_share(hole), len(codes))
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
-    return fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, **settings)
+    alone = not caption and run.config["args"].get("modes", {"first": 1}).get("first")    # trained without its text: that is read off afterwards
+    made = fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, later=("text",) if alone else (), **settings)
+    if alone:
+        read = answer(run, f"{modality}-to-text", made.ids, seed)
+        made.outputs, made.ids, made.nfe, made.seconds = read.outputs, read.ids, made.nfe + read.nfe, made.seconds + read.seconds
+    return made
 
 
 def given_modality(task):
@@ -412,7 +417,7 @@ def main():
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--length", type=int, help="tokens of a text")
     p.add_argument("--hole", help="infill: tokens of ___ (2), or share of a picture or clip as FROM:TO (0.5:1)")
-    p.add_argument("--caption", help="infill: what the picture shows or the clip says; generated too if not given")
+    p.add_argument("--caption", help="infill: what the picture shows or the clip says; read off what comes out if not given")
     p.add_argument("--json", help="score: also write it to this file")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     g = p.add_argument_group("sampler (defaults depend on the task)")

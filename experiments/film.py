@@ -57,7 +57,7 @@ def panel(run, task, seed):
     def draw_at(draw, sheet, y, stage):
         draw.text((GAP, y), task.replace("-", " "), "black", TITLE)
         frames = np.where(stage < 1, np.abs(left - left[0] * (1 - stage)).argmin(0), -1)         # as even in tokens as the film has them
-        for i in range(count):
+        for i in range(len(made.ids)):
             x = GAP + i * (width + GAP)
             for member, modality in enumerate(data.KINDS[kind]):
                 part = made.film[frames[i]][i][rows.member[i] == member]

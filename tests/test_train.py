@@ -249,6 +249,18 @@ def test_a_hole_in_a_text_leaves_the_tokens_around_it(trained):
     assert np.concatenate((ids[:len(before)], ids[len(before) + 3:][:len(after)])).tolist() == given.tolist()
 
 
+def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(trained, tmp_path, monkeypatch):
+    toy, calls = sample.load_run(trained[0], torch.device("cpu")), []
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(tmp_path / "grey.png")
+    draw = diffusion.sample
+    monkeypatch.setattr(diffusion, "sample", lambda predict, x, *args, hold=None, **kw: calls.append((x[0], hold[0])) or draw(predict, x, *args, hold=hold, **kw))
+    made = sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {"candidates": 1})
+    member = toy.stream.describe("image-text", made.ids).member[0]
+    (first, held), (second, free) = calls
+    assert np.array_equal(held.numpy(), member == 1) and not free.any() and (first[member == 0] == data.MASK).sum() == 8
+    assert np.array_equal(second[member == 0], made.ids[0, member == 0]) and (second[member == 1] == data.MASK).all() and set(made.outputs) == {"image", "text"}
+
+
 def test_texts_of_two_lengths_share_no_noise(trained, monkeypatch):
     toy = sample.load_run(trained[0], torch.device("cpu"))
     monkeypatch.setattr(sample, "drawn_lengths", lambda run, at_least, seed: np.array([24, 32]))
