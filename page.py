@@ -15,7 +15,7 @@ import readers
 import rules
 import safe
 from data import HEAD, KINDS, MASK
-from sample import TASKS, answer, decode, holes, members_of, part_of
+from sample import TASKS, answer, holes, members_of, part_of
 from score import codes_in, table
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -87,7 +87,7 @@ def wav(wave):
 
 
 def grey_out(pixels, masked):
-    """Blend the masked share (h, w) in [0, 1] of uint8 pixels (H, W, C) into a grey that no content has by chance."""
+    """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into a grey that no content has by chance -> uint8."""
     share = np.kron(masked, np.ones((pixels.shape[0] // masked.shape[0], pixels.shape[1] // masked.shape[1])))[..., None]
     return (pixels * (1 - share) + GREY * share).astype(np.uint8)
 
@@ -115,11 +115,10 @@ def picture(run, ids):
     """Ids of a picture (slot,) -> uint8 (H, W, C): it under a strip of its palette's colours; what is masked is grey."""
     tokenizer, masked = run.tokenizers["image"], ids == MASK
     count, width = tokenizer.config.colours, tokenizer.config.width
-    blank = np.abs(tokenizer.colours_of(np.arange(tokenizer.size)).astype(int) - GREY).sum(1).argmin()      # the code of the greyest colour
-    codes = np.where(masked, blank, ids - run.stream.start["image"]).astype(np.int64)
-    pixels = grey_out(decode(run, "image", [codes])[0], masked[count:].reshape(tokenizer.config.grid))
-    colours = np.where(masked[:count, None], GREY, tokenizer.colours_of(codes[:count]))[np.arange(width) * count // width]    # (W, C)
-    strip = np.broadcast_to(colours, (3, *colours.shape)).astype(np.uint8)
+    codes = np.where(masked, 0, ids - run.stream.start["image"]).astype(np.int64)
+    colours = np.where(masked[:count, None], GREY, tokenizer.colours_of(codes[:count]))                      # (K, C)
+    pixels = grey_out(tokenizer.shares_of(codes[count:]) @ colours, masked[count:].reshape(tokenizer.config.grid))
+    strip = np.broadcast_to(colours[np.arange(width) * count // width], (3, *pixels.shape[1:])).astype(np.uint8)
     return np.concatenate((strip, np.full_like(strip[:1], 255), pixels))
 
 

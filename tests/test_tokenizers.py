@@ -276,6 +276,8 @@ def test_image_palette_of_ids(pictures):
     for picture, ids in zip(held_out[:8], tok.encode(held_out[:8])):
         assert np.abs(tok.colours_of(ids[:3])[0].astype(int) - picture[0, 0]).max() < 40  # 4 levels a channel, 300 steps
         assert tok.colours_of(ids[:3]).shape == (3, 3) and tok.colours_of(ids[:3]).dtype == np.uint8
+        shares = tok.shares_of(ids[3:])                          # the picture is its colours in these shares
+        assert np.abs(shares @ tok.colours_of(ids[:3]) - tok.decode([ids])[0]).max() < 1.5 and np.allclose(shares.sum(-1), 1, atol=1e-5)
 
 
 def test_image_save_load_batches(pictures, tmp_path):

@@ -280,6 +280,12 @@ class Tokenizer(fsq.Codec):
         digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
         return to_uint8(self.net.mixed(digits))
 
+    @torch.inference_mode()
+    def shares_of(self, ids):
+        """Ids (h w,) of a picture's squares -> how much of each colour of its palette a pixel has: float (H, W, K)."""
+        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
+        return self.net.parts(digits.view(1, *self.config.grid, -1)).softmax(1)[0].movedim(0, -1).cpu().numpy()
+
     def report(self, samples):
         """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""
         images, (height, width) = np.stack(samples), self.config.grid
