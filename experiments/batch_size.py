@@ -102,7 +102,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((16_000, (0,), (1 / 2, 1, 4), GRID[:1]) if quick else ()))
+    result = study(common.results_folder(quick), *((8_000, (0,), (1 / 2, 1, 4), GRID[:1]) if quick else ()))
     for name in ("tuned", "tuned_at_a_quarter"):
         print(name + ":", {k: v for k, v in result[name].items() if k in FIELDS + ("rates",)})
     for arm, points in result["arms"].items():
