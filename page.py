@@ -87,9 +87,9 @@ def wav(wave):
 
 
 def grey_out(pixels, masked):
-    """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into a grey that no content has by chance -> uint8."""
+    """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into a grey that no colour picture has by chance -> uint8."""
     share = np.kron(masked, np.ones((pixels.shape[0] // masked.shape[0], pixels.shape[1] // masked.shape[1])))[..., None]
-    return (pixels * (1 - share) + GREY * share).astype(np.uint8)
+    return (pixels * (1 - share) + GREY * share).round().astype(np.uint8)
 
 
 def spectrogram(run, codes):
@@ -102,27 +102,28 @@ def spectrogram(run, codes):
     return np.stack((red, green, blue), 2).astype(np.uint8)
 
 
-def pieces(run, ids):
-    """Ids of a text (slot,) up to its end -> [(string, or None where masked; tokens)], one for each run of either."""
+def masked_text(run, ids):
+    """Ids of a text (slot,) up to its end -> [(string, or None where masked; tokens)], one for each stretch of either."""
     codes = np.where(ids == MASK, -1, ids - run.stream.ranges("text", np.arange(len(ids)))[0])
     ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
     codes = codes[:ends[0]] if len(ends) else codes
-    runs = [r for r in np.split(codes, np.flatnonzero((codes[1:] < 0) != (codes[:-1] < 0)) + 1) if len(r)]
-    return [(run.tokenizers["text"].decode([r])[0] if r[0] >= 0 else None, len(r)) for r in runs]
+    stretches = [c for c in np.split(codes, np.flatnonzero((codes[1:] < 0) != (codes[:-1] < 0)) + 1) if len(c)]
+    return [(run.tokenizers["text"].decode([c])[0] if c[0] >= 0 else None, len(c)) for c in stretches]
 
 
-def picture(run, ids):
-    """Ids of a picture (slot,) -> uint8 (H, W, C): it under a strip of its palette's colours; what is masked is grey."""
+def masked_picture(run, ids):
+    """Ids of a picture (slot,) -> uint8 (4 + H, W, C): it under a strip of its palette's colours; what is masked is grey."""
     tokenizer, masked = run.tokenizers["image"], ids == MASK
     count, width = tokenizer.config.colours, tokenizer.config.width
     codes = np.where(masked, 0, ids - run.stream.start["image"]).astype(np.int64)
+    # mixed here, not by decode(): a colour that is still masked is grey
     colours = np.where(masked[:count, None], GREY, tokenizer.colours_of(codes[:count]))                      # (K, C)
     pixels = grey_out(tokenizer.shares_of(codes[count:]) @ colours, masked[count:].reshape(tokenizer.config.grid))
     strip = np.broadcast_to(colours[np.arange(width) * count // width], (3, *pixels.shape[1:])).astype(np.uint8)
     return np.concatenate((strip, np.full_like(strip[:1], 255), pixels))
 
 
-def sound(run, ids):
+def masked_clip(run, ids):
     """Ids of a clip (slot,) -> uint8 (H, T, 3): its spectrogram; what is masked is grey, what follows the end white."""
     groups, size = run.stream.codes["speech"]
     codes = np.where(ids == MASK, 0, ids - run.stream.ranges("speech", np.arange(len(ids)))[0])
@@ -134,30 +135,37 @@ def sound(run, ids):
 
 
 def show_text(run, ids):
-    shown = "".join("<i>__</i>" * count if text is None else html.escape(text) for text, count in pieces(run, ids))
+    shown = "".join("<i>__</i>" * count if text is None else html.escape(text) for text, count in masked_text(run, ids))
     return f"<div class=text>{shown or '&nbsp;'}</div>"
 
 
 def show_image(run, ids):
-    return f'<img src="{png(picture(run, ids))}" width=112>'
+    return f'<img src="{png(masked_picture(run, ids))}" width=112>'
 
 
 def show_speech(run, ids):
-    levels = sound(run, ids)
+    levels = masked_clip(run, ids)
     return f'<img src="{png(levels)}" width={2 * levels.shape[1]} height=100>'
 
 
+# modality -> the HTML of its ids (slot,), masked or not
 SHOW = {"text": show_text, "image": show_image, "speech": show_speech}
 
 
-def reel(run, kind, made, row, targets, stages=8):
+def stages(film, row, count):
+    """Which frames of a row's film (list of (B, L)) to show: (count,), as even in tokens as the film has them, the last one at the end."""
+    left = np.array([(f[row] == MASK).sum() for f in film])
+    at = np.array([np.abs(left - n).argmin() for n in np.linspace(left[0], left[-1], count)])
+    at[-1] = len(film) - 1
+    return at
+
+
+def reel(run, kind, made, row, targets, count=8):
     """The film of one sample as HTML: the prompt, some stages of unmasking under a slider, sound after them."""
     rows = run.stream.describe(kind, made.film[0])
     slot = {m: rows.member[row] == i for i, m in enumerate(KINDS[kind])}
     parts = [f'<div class=prompt>{SHOW[m](run, made.ids[row][slot[m]])}</div>' for m in KINDS[kind] if m not in targets]
-    left = np.array([(f[row] == MASK).sum() for f in made.film])           # stages as even in tokens as the film has them
-    at = [np.abs(left - n).argmin() for n in np.linspace(left[0], left[-1], stages)]
-    frames = [made.film[i][row] for i in np.unique([*at, len(made.film) - 1])]
+    frames = [made.film[i][row] for i in np.unique(stages(made.film, row, count))]
     stage = lambda f: "".join(SHOW[m](run, f[slot[m]]) for m in KINDS[kind] if m in targets)
     figures = "".join(f"<figure{' class=on' if i + 1 == len(frames) else ''}>{stage(f)}</figure>" for i, f in enumerate(frames))
     last = len(frames) - 1

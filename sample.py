@@ -343,7 +343,8 @@ def hole_share(hole):
 
 
 def infill(run, prompt, hole, caption, seed, changes):
-    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes, whose text is drawn last if not given."""
+    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes. A text that is not given is read
+    off what comes out, by the defaults of that task, or drawn with it by a run that never trained pictures or clips alone."""
     path = Path(prompt)
     if "___" in prompt or len(prompt) > 250 or not path.exists():
         if "___" not in prompt:
@@ -365,12 +366,13 @@ def infill(run, prompt, hole, caption, seed, changes):
     row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
     where = part_of(run, modality, *hole_share(hole), len(codes))
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
-    alone = not caption and run.config["args"].get("modes", {"first": 1}).get("first")    # trained without its text: that is read off afterwards
+    alone = not caption and run.config["args"].get("modes", {"first": 1}).get("first")     # a marginal that was trained
     made = fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, later=("text",) if alone else (), **settings)
-    if alone:
-        read = answer(run, f"{modality}-to-text", made.ids, seed)
-        made.outputs, made.ids, made.nfe, made.seconds = read.outputs, read.ids, made.nfe + read.nfe, made.seconds + read.seconds
-    return made
+    if not alone:
+        return made
+    read = answer(run, f"{modality}-to-text", made.ids, seed)
+    read.nfe, read.seconds = read.nfe + made.nfe, read.seconds + made.seconds
+    return read
 
 
 def given_modality(task):
@@ -389,7 +391,7 @@ def check(args):
             raise UsageError(f"--{name}: {args.task} has none, only {' and '.join(tasks)} does")
     for name in ("guidance", "candidates", "rounds") if args.task == "infill" else ():
         if getattr(args, name) is not None:
-            raise UsageError(f"--{name}: infill has none, it fits what is left of one row")
+            raise UsageError(f"--{name}: a hole is filled without, from what is left of one row")
     if args.task in ("image", "speech", "page") and args.prompt:
         raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out, or choose a task that starts from one")
     for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("seed", lambda v: v >= 0, "not negative"), ("steps", lambda v: v >= 1, "at least 1"),

@@ -208,11 +208,11 @@ def summed(terms, loss, device):
 def faster_trunk(net, args, device, step_seconds):
     """The trunk, compiled where that pays, and the seconds of a step (None if not needed). Settles --compile auto for resuming.
 
-    auto compiles on CUDA, and on a CPU when at least a hundred steps and five minutes are planned, which win the compiler's half
-    minute back; what it compiles is measured and kept only if faster; `on` keeps it anyway.
+    auto compiles on CUDA, and on a CPU when at least five minutes are planned, which win the compiler's half minute back; what it
+    compiles is measured and kept only if faster; `on` keeps it anyway.
     """
     if args.compile == "auto" and device.type != "cuda" and 0 < args.steps < 100:
-        args.compile = "off"
+        args.compile = "off"                         # timing takes 24 steps: too many beside so few
     if args.compile == "off" and args.steps:
         return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)

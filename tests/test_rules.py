@@ -147,3 +147,14 @@ def test_the_true_probability_of_a_passage_is_one_over_the_passages_that_its_wri
         assert len(set(texts)) == len(texts) == 2 * passages.CHOICES[writer.__name__]
         assert {passages.writer_of(t) for t in texts} == {writer.__name__} and toyworld.judge_passages(texts)["consistent"].all()
         assert passages.true_nats()[writer.__name__] == pytest.approx(np.log(5 * len(groups) * len(texts) / 2))
+
+
+def test_text_of_a_film_breaks_at_line_ends_and_stays_in_its_room():
+    import film
+    from PIL import Image, ImageDraw
+    sheet = Image.new("RGB", (200, 100), "white")
+    film.write_text(ImageDraw.Draw(sheet), 0, 0, 100, 3, [("to be\nor not ", 4), (None, 50), ("to be", 2)], film.BLACK)
+    marks = np.asarray(sheet).min(2) < 255
+    lines = [marks[i * film.LINE:(i + 1) * film.LINE] for i in range(3)]
+    assert all(line.any() for line in lines) and not marks[3 * film.LINE:].any() and not marks[:, 102:].any()
+    assert not lines[0][:, 50:].any() and lines[1][:, 80:].any()                                     # "to be" ends its line, masks fill the next

@@ -18,6 +18,7 @@ import data
 import diffusion
 import flags
 import model as models
+import page
 import safe
 import sample
 import score
@@ -148,8 +149,8 @@ def test_end_to_end(trained):
     assert all(s["diversity"]["entropy"] > 0 for s in scores.values() if "diversity" in s)
     assert len(scores["bound"]) == 7 and all(0 < b["nats_per_token"] < 20 for b in scores["bound"].values())
     assert "text-to-image" in done.stdout and not list(folder.rglob("*.tmp"))
-    page = (folder / "index.html").read_text(encoding="utf-8")
-    assert page.count("<h2>") == 10 + 3 and "data:audio/wav" in page and "://" not in page  # base64 has no colon; 3: scores and settings
+    shown = (folder / "index.html").read_text(encoding="utf-8")
+    assert shown.count("<h2>") == 10 + 3 and "data:audio/wav" in shown and "://" not in shown  # base64 has no colon; 3: scores and settings
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == [0, 2, 4, 5]
 
@@ -165,8 +166,8 @@ def test_the_page_works_in_a_browser_of_a_phones_width(trained, tmp_path):
              "document.title = [document.querySelectorAll('.film').length, document.querySelectorAll('.film figure.on').length,"
              "first !== last, document.querySelectorAll('svg polyline').length,"
              "Math.max(...[...document.body.children].map(e => e.getBoundingClientRect().right)) <= innerWidth].join()</script>")
-    page = (trained[0] / "index.html").read_text(encoding="utf-8")
-    (tmp_path / "probe.html").write_text(page.replace("</html>", probe + "</html>"), encoding="utf-8")
+    written = (trained[0] / "index.html").read_text(encoding="utf-8")
+    (tmp_path / "probe.html").write_text(written.replace("</html>", probe + "</html>"), encoding="utf-8")
     dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom",
                           f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()],
                          capture_output=True, text=True, timeout=60).stdout
@@ -176,11 +177,11 @@ def test_the_page_works_in_a_browser_of_a_phones_width(trained, tmp_path):
 
 def test_the_page_is_written_during_training(trained, tmp_path):
     folder = tmp_path / "r"
-    done = run("train.py", "--run", folder, "--steps", "4", "--score-every", "2", *UNSCORED, "--kinds", "text")
+    done = run("train.py", "--run", folder, "--steps", "4", "--score-every", "2", *UNSCORED, "--kinds", "text,speech-text")
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4] and set(lines[0]) == {"step", "text"}
-    page = (folder / "index.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 and "scores, share right" in page and "kappa" in page and "seconds: " in done.stdout
+    assert [line["step"] for line in lines] == [2, 4] and {"text-to-speech", "text"} <= set(lines[0])
+    shown = (folder / "index.html").read_text(encoding="utf-8")
+    assert shown.count("<svg") == 2 and "scores, share right" in shown and "kappa" in shown and "seconds: " in done.stdout
 
 
 def test_bench_times_all_three_and_adds_up(tmp_path):
@@ -255,12 +256,21 @@ def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(trained, tmp_p
     toy, calls = sample.load_run(trained[0], torch.device("cpu")), []
     Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(tmp_path / "grey.png")
     draw = diffusion.sample
-    monkeypatch.setattr(diffusion, "sample", lambda predict, x, *args, hold=None, **kw: calls.append((x[0], hold[0])) or draw(predict, x, *args, hold=hold, **kw))
-    made = sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {"candidates": 1})
+
+    def spy(predict, x, *args, hold=None, **settings):
+        calls.append((x[0], hold[0]))
+        return draw(predict, x, *args, hold=hold, **settings)
+
+    monkeypatch.setattr(diffusion, "sample", spy)
+    made = sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {})
     member = toy.stream.describe("image-text", made.ids).member[0]
     (first, held), (second, free) = calls
     assert np.array_equal(held.numpy(), member == 1) and not free.any() and (first[member == 0] == data.MASK).sum() == 8
     assert np.array_equal(second[member == 0], made.ids[0, member == 0]) and (second[member == 1] == data.MASK).all() and set(made.outputs) == {"image", "text"}
+    calls.clear()
+    toy.config["args"]["modes"] = {"joint": 1.0}                                                     # no picture was seen alone: both at once
+    sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {})
+    assert len(calls) == 1 and not calls[0][1].any() and (calls[0][0][member == 1] == data.MASK).all()
 
 
 def test_texts_of_two_lengths_share_no_noise(trained, monkeypatch):
@@ -464,11 +474,40 @@ def test_passages_are_judged_by_form(trained):
 def test_a_moving_picture_of_a_run(trained, tmp_path):
     run("experiments/film.py", "--run", trained[0], "--out", tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as film:
-        grey = [film.seek(i) or (np.abs(np.asarray(film.convert("RGB")).astype(int) - 187) < 4).all(2).sum() for i in range(film.n_frames)]
+        grey = [film.seek(i) or (np.abs(np.asarray(film.convert("RGB")).astype(int) - page.GREY) < 4).all(2).sum() for i in range(film.n_frames)]
     assert len(grey) > 5 and grey[0] > grey[len(grey) // 2] > grey[-1] and grey[0] > 10 * grey[-1]             # masked at first, all there in the end
+    done = run("experiments/film.py", "--run", tmp_path / "nowhere", check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
 
 
-@pytest.mark.parametrize("kinds,scored", [("text", False), ("image-text", False), ("speech-text", False), ("text,speech-text", True)])
+def test_what_is_shown_of_rows_that_are_masked_in_part(trained):
+    toy = sample.load_run(trained[0], torch.device("cpu"))
+    held = {kind: np.load(trained[0] / "validation.npz")[kind][:1].astype(np.int64) for kind in ("image-text", "speech-text")}
+    slot = {kind: toy.stream.describe(kind, ids).member[0] == 0 for kind, ids in held.items()}
+    ids = held["image-text"][0, slot["image-text"]]
+    want = sample.decode(toy, "image", [toy.stream.to_codes("image", ids)])[0].astype(int)
+    assert np.abs(page.masked_picture(toy, ids)[4:] - want).max() <= 1                               # nothing masked: as it is decoded
+    colourless = np.where(np.arange(len(ids)) < 3, data.MASK, ids)
+    assert (page.masked_picture(toy, colourless)[[0, 1, 2, *range(4, 36)]] == page.GREY).all()       # squares without their colours
+    ids[-1] = toy.stream.start["image"]                            # code 0 in the lower right corner, as if it were masked
+    want = sample.decode(toy, "image", [toy.stream.to_codes("image", ids)])[0].astype(int)
+    ids[-1] = data.MASK
+    shown = page.masked_picture(toy, ids)[4:].astype(int)
+    assert (shown[24:, 24:] == page.GREY).all() and np.abs(shown[:24] - want[:24]).max() <= 1
+    clip = held["speech-text"][0, slot["speech-text"]].copy()
+    groups, size = toy.stream.codes["speech"]
+    clip[:groups], clip[groups:2 * groups] = data.MASK, toy.stream.ranges("speech", np.arange(len(clip)))[1][:groups] - 1      # a step masked, one of end tokens
+    shown = page.masked_clip(toy, clip)
+    step = shown.shape[1] // (len(clip) // groups)
+    assert (shown[:, :step] == page.GREY).all() and (shown[:, step:2 * step] == 255).all()
+    codes = toy.tokenizers["text"].encode(["the red circle is small."])[0]
+    text = np.concatenate((toy.stream.to_ids("text", codes), [toy.stream.ranges("text", np.arange(1))[1][0] - 1] * 2))
+    text[1:3] = data.MASK
+    decode = lambda part: toy.tokenizers["text"].decode([part])[0]
+    assert page.masked_text(toy, text) == [(decode(codes[:1]), 1), (None, 2), (decode(codes[3:]), len(codes) - 3)]     # up to the end token
+
+
+@pytest.mark.parametrize("kinds,scored", [("text", False), ("image-text", True), ("speech-text", True), ("text,speech-text", False)])
 def test_any_subset_of_the_modalities_trains(kinds, scored, tmp_path):
     run("train.py", "--run", tmp_path / "r", "--steps", "2", *(TINY if scored else UNSCORED), "--kinds", kinds)
     assert list(json.loads((tmp_path / "r" / "config.json").read_text())["stream"]["slots"]) == kinds.split(",")
@@ -490,6 +529,8 @@ def test_own_data_trains_and_is_scored(tmp_path):
     assert "image-to-text" in done.stdout and "bits" in done.stdout
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["stream"]["slots"]["image-text"][0] == 3 + 2 * 2           # a palette, squares of 6 pixels
+    run("experiments/film.py", "--run", tmp_path / "r", "--out", tmp_path / "film.gif")             # grey pictures, few rows, line ends
+    assert (tmp_path / "film.gif").stat().st_size > 1000
 
 
 def test_wrong_flags_leave_an_old_run_alone(tmp_path):

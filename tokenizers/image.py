@@ -274,17 +274,19 @@ class Tokenizer(fsq.Codec):
             out.extend(to_uint8(x.movedim(1, -1)))
         return out
 
+    def digits(self, ids):
+        """Ids (n,) -> digits (n, d) on the device; ValueError if one is no id."""
+        return fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
+
     @torch.inference_mode()
     def colours_of(self, ids):
         """Ids (n,) of a palette's colours -> the colours: uint8 (n, C)."""
-        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
-        return to_uint8(self.net.mixed(digits))
+        return to_uint8(self.net.mixed(self.digits(ids)))
 
     @torch.inference_mode()
     def shares_of(self, ids):
         """Ids (h w,) of a picture's squares -> how much of each colour of its palette a pixel has: float (H, W, K)."""
-        digits = fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
-        return self.net.parts(digits.view(1, *self.config.grid, -1)).softmax(1)[0].movedim(0, -1).cpu().numpy()
+        return self.net.parts(self.digits(ids).view(1, *self.config.grid, -1)).softmax(1)[0].movedim(0, -1).cpu().numpy()
 
     def report(self, samples):
         """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""
