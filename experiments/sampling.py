@@ -6,7 +6,7 @@ Set-up: a run on the toy world; from the defaults of sample.py one setting is ch
 fresh ones of a seed that no score uses, so nothing is chosen on the samples that README reports. Every line is kept in
 RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things, phrases, or
 passages; variety: nats of entropy among eight samples of one prompt, beside it that of eight true ones where there are any.
-On two cores 12 minutes in an earlier form, more now, after train.py:  python experiments/sampling.py      writes results/sampling.json and .png
+On two cores 12 minutes at half speed, after train.py:  python experiments/sampling.py --n 40      writes results/sampling.json and .png
 """
 import argparse
 import hashlib
