@@ -198,7 +198,7 @@ def films(run, samples, seed):
             ids = holes(run, kind, ids, targets[0], part_of(run, targets[0], part.start, part.stop, slot))
         else:
             for m in targets:
-                ids = holes(run, kind, ids, m, np.ones(10**5, bool))
+                ids = holes(run, kind, ids, m)
         task = title if title in TASKS else next(t for t, (k, m) in TASKS.items() if k == kind and m == targets)
         made = answer(run, task, ids, seed, record=True)
         body.append(f"<h2>{title}</h2>" + "".join(reel(run, kind, made, i, targets) for i in range(len(ids))))

@@ -183,6 +183,11 @@ def fill(run, kind, ids, batch=64, record=False, condition=(), later=(), candida
     return Generated(decoded, ids, film[0] if record else [], float(np.concatenate(nfe).mean()), time.time() - began)
 
 
+def trained_in(run, mode):
+    """Whether pairs were noised in this mode of diffusion.PAIR_MODES, too."""
+    return run.config["args"].get("modes", {mode: 1}).get(mode)
+
+
 def answer(run, task, ids, seed=0, record=False, numbers=None, **changes):
     """Rows ids (B, L) in which the targets of a task are masked -> Generated.
 
@@ -191,7 +196,7 @@ def answer(run, task, ids, seed=0, record=False, numbers=None, **changes):
     kind, targets = TASKS[task]
     given, settings = [m for m in KINDS[kind] if m not in targets], settings_for(task, **changes)
     common, text = dict(seed=seed, record=record, numbers=numbers), None
-    if len(targets) > 1 and run.config["args"].get("modes", {"second": 1}).get("second"):
+    if len(targets) > 1 and trained_in(run, "second"):
         text = fill(run, kind, ids, later=targets[:-1], **common, **DEFAULTS["text of a pair"])
         ids, given = text.ids, targets[-1:]
     if not given:
@@ -268,11 +273,11 @@ def part_of(run, modality, first, last, count):
     return where
 
 
-def holes(run, kind, ids, modality, where):
-    """Mask the positions `where` (slot,) bool of a modality in rows ids (B, L)."""
+def holes(run, kind, ids, modality, where=None):
+    """Mask the positions `where` (slot,) bool, all if not given, of a modality in rows ids (B, L)."""
     rows, ids = run.stream.describe(kind, ids), ids.copy()
     at = np.flatnonzero(rows.member[0] == KINDS[kind].index(modality))
-    ids[:, at[np.flatnonzero(where[:len(at)])]] = MASK
+    ids[:, at if where is None else at[np.flatnonzero(where[:len(at)])]] = MASK
     return ids
 
 
@@ -366,7 +371,7 @@ def infill(run, prompt, hole, caption, seed, changes):
     row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
     where = part_of(run, modality, *hole_share(hole), len(codes))
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
-    alone = not caption and run.config["args"].get("modes", {"first": 1}).get("first")     # a marginal that was trained
+    alone = not caption and trained_in(run, "first")
     made = fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, later=("text",) if alone else (), **settings)
     if not alone:
         return made

@@ -93,13 +93,13 @@ def word_accuracy(text, wanted):
 
 
 def answers(run, task, prompts, seed, changes):
-    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens; changes: of the sampler."""
+    """Generated for prompts as toy_cells and own_cells have them: a list, or rows (n, L) of held-out tokens; changes: other arguments."""
     if not isinstance(prompts, np.ndarray):
         return generate(run, task, prompts, seed=seed, **changes)
     kind, targets = TASKS[task]
     ids = prompts
     for modality in targets:
-        ids = holes(run, kind, ids, modality, np.ones(10**5, bool))
+        ids = holes(run, kind, ids, modality)
     return answer(run, task, ids, seed, **changes)
 
 

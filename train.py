@@ -211,13 +211,14 @@ def faster_trunk(net, args, device, step_seconds):
     auto compiles on CUDA, and on a CPU when at least five minutes are planned, which win the compiler's half minute back; what it
     compiles is measured and kept only if faster; `on` keeps it anyway.
     """
-    if args.compile == "auto" and device.type != "cuda" and 0 < args.steps < 100:
+    doubtful = args.compile == "auto" and device.type != "cuda"
+    if doubtful and 0 < args.steps < 100:
         args.compile = "off"                         # timing takes 24 steps: too many beside so few
     if args.compile == "off" and args.steps:
         return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)
     planned = args.steps * eager if args.steps else 60 * args.minutes
-    if args.compile == "off" or (args.compile == "auto" and device.type != "cuda" and planned < 300):
+    if args.compile == "off" or (doubtful and planned < 300):
         args.compile = "off"
         return net.trunk, eager
     start, trunk = time.time(), None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common import data, safe, sample, torch
+from common import data, safe, sample, score, torch
 import page
 
 FRAMES, FRAME_MS, LAST = 20, 110, 14         # stages; how long each is shown; how many times longer the last one
@@ -46,26 +46,22 @@ def write_text(draw, x, y, width, lines, stretches, colour):
             x += wide
 
 
-def answers(run, task, seed):
-    """Generated of a task with its film: of held-out prompts, as many as its panel shows."""
-    (kind, targets), count = sample.TASKS[task], PANELS[task][0]
-    if kind == "text":
-        return sample.generate(run, task, [None] * count, record=True, seed=seed)
-    ids = safe.read_arrays(run.folder / "validation.npz")[kind][:count].astype(np.int64)
-    for target in targets:
-        ids = sample.holes(run, kind, ids, target, np.ones(ids.shape[1], bool))
-    return sample.answer(run, task, ids, seed, record=True)
+def stages_of(run, task, seed):
+    """Answers to held-out prompts, as many as the task's panel shows, at FRAMES stages: ids (FRAMES, B, L)."""
+    kind, count = sample.TASKS[task][0], PANELS[task][0]
+    held = safe.read_arrays(run.folder / "validation.npz")[kind][:count].astype(np.int64)
+    made = score.answers(run, task, [None] * count if kind == "text" else held, seed, {"record": True})
+    return np.stack([[made.film[k][i] for k in page.stages(made.film, i, FRAMES)] for i in range(len(made.ids))], 1)
 
 
-def draw_panel(sheet, y, run, task, made, stage):
-    """Draw a task at stage 0..FRAMES - 1 from row y of the sheet on."""
+def draw_panel(sheet, y, run, task, rows):
+    """Draw a task's rows of ids (B, L) from row y of the sheet on."""
     draw, (kind, targets), (_, width, height, lines) = ImageDraw.Draw(sheet), sample.TASKS[task], PANELS[task]
     draw.text((GAP, y), task.replace("-", " "), BLACK, TITLE_FONT)
-    member = run.stream.describe(kind, made.ids).member
-    for i in range(len(made.ids)):
-        x, frame = GAP + i * (width + GAP), made.film[page.stages(made.film, i, FRAMES)[stage]][i]
+    for i, (row, member) in enumerate(zip(rows, run.stream.describe(kind, rows).member)):
+        x = GAP + i * (width + GAP)
         for index, modality in enumerate(data.KINDS[kind]):
-            ids = frame[member[i] == index]
+            ids = row[member == index]
             if modality in PIXELS:
                 pixels = Image.fromarray(PIXELS[modality](run, ids).squeeze())
                 wide = min(width, 2 * pixels.width if modality == "speech" else height * pixels.width // pixels.height)
@@ -83,12 +79,12 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(os.cpu_count())  # common.py asked for one
     run = sample.load_run(args.run)
-    made = {task: answers(run, task, args.seed) for task in PANELS if sample.TASKS[task][0] in run.stream.slots}
-    frames = [Image.new("RGB", (WIDTH, GAP + sum(map(panel_height, made))), "white") for _ in range(FRAMES)]
+    rows = {task: stages_of(run, task, args.seed) for task in PANELS if sample.TASKS[task][0] in run.stream.slots}
+    frames = [Image.new("RGB", (WIDTH, GAP + sum(map(panel_height, rows))), "white") for _ in range(FRAMES)]
     for stage, sheet in enumerate(frames):
         y = GAP
-        for task in made:
-            draw_panel(sheet, y, run, task, made[task], stage)
+        for task in rows:
+            draw_panel(sheet, y, run, task, rows[task][stage])
             y += panel_height(task)
     # a palette of first, middle and last, since what is masked has colours of its own
     palette = Image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, FRAMES // 2, -1)])).quantize(256)

@@ -4,8 +4,9 @@ Question: sampler, evaluations, temperature, guidance: what do they do to the sh
 answers to one prompt, and to the time? The paper (arXiv 2602.21472) does not give its settings, as far as we know.
 Set-up: a run on the toy world; from the defaults of sample.py one setting is changed at a time, or the sampler. Prompts are
 fresh ones of a seed that no score uses, so nothing is chosen on the samples that README reports. Every line is kept in
-RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things, phrases, or
-passages; variety: nats of entropy among eight samples of one prompt, beside it that of eight true ones where there are any.
+RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things or phrases, of
+passages that they are consistent; variety: nats of entropy among eight samples of one prompt, beside it that of eight true
+ones where there are any.
 On two cores 12 minutes at half speed, after train.py:  python experiments/sampling.py --n 40      writes results/sampling.json and .png
 """
 import argparse
