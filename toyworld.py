@@ -102,9 +102,13 @@ def scenes(n, seed, split="seen", things=None):
 
 # ------------------------------------------------------------------------------------ captions
 def caption(scene):
-    """Scene -> "a small red circle on white" or "a green star above a blue square on black"."""
-    names = ["a " + " ".join(filter(None, (t.size, t.colour, t.shape))) for t in scene.things]
-    return f" {scene.relation} ".join(names) + f" on {scene.background}"
+    """Scene -> "a small red circle on white" or "a green star above an orange square on black"."""
+    names = [" ".join(filter(None, (t.size, t.colour, t.shape))) for t in scene.things]
+    return f" {scene.relation} ".join(map(with_article, names)) + f" on {scene.background}"
+
+
+def with_article(name):
+    return ("an " if name[0] in "aeiou" else "a ") + name
 
 
 def _any(words):
@@ -113,7 +117,7 @@ def _any(words):
 
 KIND = f"{_any(COLOURS)} {_any(SHAPES)}"
 ONE_THING = re.compile(f"a {_any(SIZES)} {KIND} on {_any(BACKGROUNDS)}")
-TWO_THINGS = re.compile(f"a {KIND} {_any(RELATIONS)} a {KIND} on {_any(BACKGROUNDS)}")
+TWO_THINGS = re.compile(f"an? {KIND} {_any(RELATIONS)} an? {KIND} on {_any(BACKGROUNDS)}")
 
 
 def parse_caption(text):
@@ -123,8 +127,9 @@ def parse_caption(text):
         return Scene((Thing(colour, shape, size),), None, background)
     if match := TWO_THINGS.fullmatch(text):
         colour, shape, relation, colour2, shape2, background = match.groups()
-        if (colour, shape) != (colour2, shape2):
-            return Scene((Thing(colour, shape), Thing(colour2, shape2)), relation, background)
+        scene = Scene((Thing(colour, shape), Thing(colour2, shape2)), relation, background)
+        if (colour, shape) != (colour2, shape2) and caption(scene) == text:          # "a orange star" is no caption
+            return scene
     return None
 
 

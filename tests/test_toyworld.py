@@ -68,7 +68,8 @@ def test_caption_round_trip():
     assert tw.caption(one) == "a small red circle on white"
     for bad in ("", "a red circle on white", "small red circle on white", "a small red circle",
                 "a small red circle on white ", "a small green star above a blue square on black",
-                "a red star above a red star on black", "a small red circle on red"):
+                "a red star above a red star on black", "a small red circle on red",
+                "a orange star above a red star on black", "an red star above an orange star on black"):
         assert tw.parse_caption(bad) is None, bad
 
 
