@@ -21,9 +21,11 @@ import flags
 import model as models
 import train
 
-# bf16 products without sparsity, FLOP/s, from the makers' data sheets; the first name that is part of the device's counts
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L40": 181e12,
-         "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12}
+# bf16 products without sparsity, FLOP/s, from the makers' data sheets, by the device's whole name: variants (NVL, Ti, laptops') have other rates
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H200": 989e12, "NVIDIA B200": 2250e12,
+         **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312e12),
+         "NVIDIA A10G": 70e12, "NVIDIA L40S": 362e12, "NVIDIA L40": 181e12, "NVIDIA L4": 121e12, "NVIDIA GeForce RTX 4090": 165e12,
+         "NVIDIA GeForce RTX 3090": 71e12, "AMD Instinct MI300X": 1307e12}
 
 CODES = {"text": (1, 436), "image": (1, 625), "speech": (3, 200)}      # the default run's, where no flag says otherwise
 SLOTS = {"image-text": [19, 12], "speech-text": [72, 8]}
@@ -82,7 +84,8 @@ def matmul_rate(device, dtype, n=2048):
 
 
 def time_step(args, stream, rows, per_step, device, causal=False):
-    """Median step of the diffusion model, or of its causal twin -> dict of parts in seconds and the share of head positions."""
+    """Median step of the diffusion model, or of its causal twin -> (config, {part: seconds}, steps timed, positions a step that go through
+    the head)."""
     config = models.ModelConfig(stream.vocab, stream.places, **{**models.PRESETS[args.preset], **args.shape}, causal=causal)
     net = models.Transformer(config, seed=args.seed).to(device)
     dtype, autocast = train.precision(args, device)
@@ -171,7 +174,7 @@ def bench(args, device):
     tokens, positions = sum(n * real[k] for k, n in per_step.items()), sum(n * stream.length(k) for k, n in per_step.items())
     dtype = train.precision(args, device)[0]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-    known = next((p for n, p in PEAKS.items() if n in name), None) if dtype == torch.bfloat16 else None
+    known = PEAKS.get(name) if dtype == torch.bfloat16 else None
     result = dict(device=name, torch=torch.__version__, dtype=str(dtype).removeprefix("torch."), preset=args.preset,
                   rows_per_step=per_step, tokens_per_step=round(tokens), real_share=tokens / positions)
     result["matmul_flops"] = matmul_rate(device, dtype)

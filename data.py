@@ -7,10 +7,11 @@ A row is a task token followed by the members of its kind, each opened by a boun
 Slots of pairs have one size for all rows; what a clip or a caption leaves free is filled with the modality's end id,
 which is noised and predicted like any other token: so the model learns where things end. The paper packs text and pads
 pairs too; this exact layout is our choice. A new modality is a row of MODALITIES and a file in tokenizers/, a new
-pairing a row of KINDS.
+pairing a row of KINDS (README's exercise 8 lists what makes, shows and judges them).
 """
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,13 @@ PAD, MASK = 0, 1
 LAYOUT_VERSION = 6  # of rows, vocabulary, picture tokens and checkpoints: raised whenever old files can no longer be read
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
 HEAD = 2  # a document of a text row begins with its task token and the boundary token of text
+
+
+@functools.cache
+def made_by():
+    """Digest of the code that makes tokens and rows: whoever changes it gets new ones instead of those in a run's cache."""
+    here = Path(__file__).parent
+    return digest(LAYOUT_VERSION, *(path.read_bytes() for path in (here / "data.py", here / "readers.py", *sorted((here / "tokenizers").glob("*.py")))))
 
 
 def tokenizer_module(modality):
@@ -189,7 +197,7 @@ def encode_items(source, tokenizers, batch=512, progress=None):
 
 def cached_codes(source, tokenizers, folder, progress=None):
     """`encode_items`, read back from the cache where it is there: flat codes and offsets, memory-mapped."""
-    key = digest(source.key, len(source), *(tokenizers[m].name for m in KINDS[source.kind]))
+    key = digest(made_by(), source.key, len(source), *(tokenizers[m].name for m in KINDS[source.kind]))
     out = []
     for member in KINDS[source.kind]:
         flat, ends = folder / f"{key}-{member}-codes.npy", folder / f"{key}-{member}-ends.npy"
@@ -211,7 +219,7 @@ def slot_for(modality, offsets, codes_groups, multiple=4):
 
 def make_rows(stream, kind, codes, at, folder, key):
     """Rows (N, L) of the items `at`, from the cache or made and cached; the smallest dtype that holds the ids."""
-    path = folder / f"{digest(key, stream.as_dict(), kind)}-rows.npy"
+    path = folder / f"{digest(made_by(), key, stream.as_dict(), kind)}-rows.npy"
     if not path.exists():
         item = [lambda i, c=c, o=o: c[o[i]:o[i + 1]] for c, o in codes]
         if len(KINDS[kind]) == 1:
@@ -247,6 +255,7 @@ class Batches:
 
 
 def rows_per_step(stream, mix, batch_tokens, kinds):
-    """Rows of each kind so that a step has about batch_tokens tokens in the shares `mix` ({kind: share of tokens})."""
+    """Rows of each kind so that a step has about batch_tokens tokens in about the shares `mix` ({kind: share of tokens}): whole
+    pairs of rows (each with its complement), at least one pair."""
     total = sum(mix[k] for k in kinds)
     return {k: max(2, 2 * round(batch_tokens * mix[k] / total / stream.length(k) / 2)) for k in kinds if mix[k] > 0}

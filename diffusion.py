@@ -285,17 +285,11 @@ def ancestral(x, state, grid, **_):
 def first_hitting(x, state, grid, **_):
     """First-hitting sampler (arXiv 2409.02908, Alg. 1): with n tokens masked at rate m the next reveal happens at
     m * u^(1/n). The network sees no time, so only the order matters: one token a call, uniformly chosen. Exact, but as
-    many calls as tokens. The times are `hitting_times`."""
+    many calls as tokens."""
     priority = state.uniform(x.shape)
     for _ in range(int(state.hidden(x).sum(1).max())):
         x = state.fill(x, keep_best(priority, state.hidden(x), torch.ones_like(x[:, 0])))
         yield x
-
-
-def hitting_times(u, start=1.0):
-    """Times (mask rates, linear schedule) at which the n = len(u) tokens appear, from n uniforms: decreasing."""
-    n = len(u)
-    return start * np.cumprod(np.asarray(u, np.float64) ** (1 / np.arange(n, 0, -1)))
 
 
 def confidence(x, state, grid, choice_temperature=1.0, equal=False, **_):
@@ -318,6 +312,9 @@ def confidence(x, state, grid, choice_temperature=1.0, equal=False, **_):
         noise = gumbel(state.uniform(x.shape)) * choice_temperature * (1 - (k + 1) / steps)
         x = torch.where(keep_best(logp + noise, hidden, count), tokens, x)
         yield x
+
+
+REMDM = ("cap", "rescale", "loop")
 
 
 def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.1, **_):

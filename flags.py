@@ -30,7 +30,7 @@ def numbers(text):
 
 
 def parser(text=None):
-    p = safe.Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = safe.Parser(description=text, formatter_class=safe.Help)
     g = p.add_argument_group("run")
     g.add_argument("--run", default="runs/toy", help="folder for everything the run writes")
     g.add_argument("--preset", default="toy", choices=models.PRESETS, help="size of the network")
@@ -39,7 +39,7 @@ def parser(text=None):
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
     g.add_argument("--overwrite", action="store_true", help="replace the run in --run")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     g.add_argument("--plan", action="store_true", help="print sizes, cost and settings; train nothing")
     g.add_argument("--bench", action="store_true", help="time training steps on random tokens; train nothing")
     g.add_argument("--json", action="store_true", help="print what --bench finds as JSON")
@@ -63,13 +63,13 @@ def parser(text=None):
     g = p.add_argument_group("tokenizers")
     g.add_argument("--keep-tokenizers", action="store_true", help="use those that the run folder has already")
     g.add_argument("--vocab-size", type=int, default=512, help="byte pairs of the text tokenizer, bytes included")
-    g.add_argument("--encoding", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
-    g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture)")
+    g.add_argument("--encoding", choices=("gpt2", "cl100k_base", "o200k_base"), metavar="NAME", help="a tiktoken vocabulary (gpt2, cl100k_base, o200k_base) instead of one's own")
+    g.add_argument("--image-side", type=int, default=0, help="pixels (0: that of the first picture, at most 64)")
     g.add_argument("--patch", type=int, default=0, help="pixels along the side of an image token; 0: the most up to 8")
     g.add_argument("--image-colours", type=int, default=3, help="tokens for the main colours of a picture")
     g.add_argument("--image-levels", type=numbers, default=(5, 5, 5, 5), help="FSQ levels; their product is the codebook")
-    g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5))
-    g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step")
+    g.add_argument("--speech-levels", type=numbers, default=(8, 5, 5), help="FSQ levels of a code")
+    g.add_argument("--speech-stride", type=int, default=4, help="16 ms frames in a code step; divides 32")
     g.add_argument("--speech-groups", type=int, default=3, help="codes in a step")
     g.add_argument("--image-seconds", type=float, default=30, help="training time of the image tokenizer")
     g.add_argument("--speech-seconds", type=float, default=50, help="training time of the speech tokenizer")
@@ -103,9 +103,9 @@ def parser(text=None):
     g.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: measured")
     g.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: measured, if the run is long enough")
     g.add_argument("--shape", type=json.loads, default={}, help='changes to the preset, as {"width": 128}')
-    g.add_argument("--log-every", type=int, default=10)
+    g.add_argument("--log-every", type=int, default=10, help="steps from one line of log.jsonl to the next")
     g.add_argument("--score-every", type=int, default=0, help="quick scores and samples on the page every so many steps (0: at the end)")
-    g.add_argument("--save-every", type=int, default=200)
+    g.add_argument("--save-every", type=int, default=200, help="steps from one checkpoint, and look of the page, to the next")
     g = p.add_argument_group("plan")
     g.add_argument("--vocab", type=int, default=0, help="ids of text, for --plan and --bench")
     g.add_argument("--tokens", type=float, default=0, help="token horizon, for --plan")
@@ -114,7 +114,7 @@ def parser(text=None):
 
 
 POSITIVE = ("minutes", "muon_lr", "lr", "batch_tokens", "text_length", "image_colours", "speech_stride", "speech_groups", "image_seconds",
-            "speech_seconds", "tokenizer_items", "clip", "log_every", "save_every", "pictures", "passages", "utterances",
+            "speech_seconds", "image_steps", "speech_steps", "tokenizer_items", "clip", "log_every", "save_every", "pictures", "passages", "utterances",
             "longest_caption", "longest_clip")
 NOT_NEGATIVE = ("steps", "seed", "score_n", "score_every", "image_side", "patch", "micro_batch", "weight_decay", "gamma", "warmup",
                 "vocab", "tokens", "throughput")
@@ -123,7 +123,7 @@ NOT_NEGATIVE = ("steps", "seed", "score_n", "score_every", "image_side", "patch"
 def check(args):
     """A UsageError for a value that cannot be right: a number out of range, a share whose name nobody knows, a shape that is none."""
     for least, names in ((1e-12, POSITIVE), (0, NOT_NEGATIVE)):
-        for name in names:
+        for name in (n for n in names if getattr(args, n) is not None):
             if not getattr(args, name) >= least:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must " + ("not be negative" if not least else "be above 0"))
     if args.vocab_size < 256:

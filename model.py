@@ -8,7 +8,7 @@ What the paper does not fix (head size, MLP ratio, the learned place table) is o
 import functools
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class ModelConfig:
     places: int                # rows of the learned table "where in its slot is this token"
     width: int = 192           # residual stream, a multiple of head_dim
     depth: int = 3             # blocks
-    head_dim: int = 64         # fixed within a family: widening adds heads
+    head_dim: int = 64         # Complete(d)P widens by adding heads of one size
     mlp_ratio: float = 2.75    # hidden width / width of SwiGLU: 8/3, rounded to multiples of 16
     base_width: int = 192      # the shape at which the hyper-parameters were tuned
     base_depth: int = 3
@@ -39,7 +39,9 @@ class ModelConfig:
 # Shapes. width/depth is 64 for toy and small, 128 (the paper's pilots) for pilot and 3b. The paper gives totals, not
 # shapes or vocabularies: 140k ids make 2*140k*896 = 251M embedding parameters of the pilot's 320M (the paper: 240M).
 PRESETS = {
-    "toy":   dict(width=192, depth=3, head_dim=32),   # small heads learn shapes sooner; below 32 the CPU compiler loses more
+    # small heads learn shapes sooner, below 32 the CPU compiler loses more; the step to the others' heads of 64 is none that
+    # Complete(d)P knows: --shape '{"head_dim": 32}' keeps to it, at a lower rate on GPUs
+    "toy":   dict(width=192, depth=3, head_dim=32),
     "small": dict(width=512, depth=8),
     "pilot": dict(width=896, depth=7),
     "3b":    dict(width=2816, depth=22),
@@ -183,6 +185,8 @@ def optimizers(model, rule, name="adamw", dtype=torch.float32):
     """
     groups = param_groups(model, rule["lr"], rule["eps"], rule["weight_decay"])
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}: choose {', '.join(OPTIMIZERS)}")
     if name == "adamw":
         return [torch.optim.AdamW(groups, betas=(rule["beta1"], rule["beta2"]), fused=fused)]
     config, names, matrices = model.config, {p: n for n, p in model.named_parameters()}, []
@@ -244,6 +248,8 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, D, bias=False)
 
     def attention(self, x, cos, sin, rows):
+        """x (T, D), the tokens of all groups of rows one after another; cos, sin (T, 1, 1, Dh/2) of their positions; rows: of every group its
+        shape (B, L) and which pairs of tokens may see each other, (B, 1, L, L) bool or None for all. Returns (T, D)."""
         qkv = self.qkv(x).unflatten(1, (3, -1, self.config.head_dim))                              # (T, 3, H, Dh)
         qk = F.rms_norm(qkv[:, :2].float(), (self.config.head_dim,))                               # (T, 2, H, Dh)
         qk = rotate(qk * torch.stack((self.q_gain, self.k_gain))[:, None], cos, sin)               # (T, 2, H, Dh)
@@ -365,7 +371,3 @@ def flops_per_token(config, length, head_share=1.0):
     blocks = config.depth * (4 * D * D + 3 * D * hidden)
     attention = 12 * config.depth * D * length * (0.5 if config.causal else 1.0)
     return 6 * (blocks + head_share * config.vocab * D) + attention
-
-
-def as_dict(config):
-    return asdict(config)

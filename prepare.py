@@ -1,16 +1,31 @@
 """From what the flags name (or the toy world) to tokenizers, token cache and rows: all that comes before the training loop."""
 import time
 
-import numpy as np
 from tqdm import tqdm
 
 import data
 import flags
 import readers
 from data import KINDS, MODALITIES
-from safe import DataError, read_json, write_json
+from safe import DataError, UsageError, read_json, write_json
 
 TOKENIZER_BYTES = 2 ** 29  # of pictures or clips that a tokenizer is trained on, at most
+
+
+# What the flags make of a tokenizer's settings; sizes: those of the data.
+CONFIGS = {
+    "image": lambda module, args, **sizes: module.ImageConfig(patch=args.patch, colours=args.image_colours, levels=args.image_levels, **sizes),
+    "speech": lambda module, args: module.AudioConfig(stride=args.speech_stride, groups=args.speech_groups, levels=args.speech_levels),
+}
+NAMED = {"image": "--image-side, --patch, --image-colours, --image-levels", "speech": "--speech-stride, --speech-levels"}  # what can be wrong there
+
+
+def config_of(modality, args, **sizes):
+    """Settings of a modality's tokenizer. A UsageError for flags that cannot be right."""
+    try:
+        return CONFIGS[modality](data.tokenizer_module(modality), args, **sizes)
+    except ValueError as error:
+        raise UsageError(f"{NAMED[modality]}: {error}")
 
 
 def make_tokenizer(modality, sources, args, folder, device):
@@ -37,19 +52,10 @@ def make_tokenizer(modality, sources, args, folder, device):
             if sum(s.nbytes for s in samples) > TOKENIZER_BYTES:
                 break
         held, samples = samples[:max(1, len(samples) // 20)], samples[max(1, len(samples) // 20):] or samples
-        steps, seconds = (args.image_steps, args.image_seconds) if modality == "image" else (args.speech_steps,
-                                                                                             args.speech_seconds)
-        budget = dict(steps=steps) if steps else dict(seconds=seconds)
-        if modality == "image":
-            height, width, channels = samples[0].shape
-            config = module.ImageConfig(height=height, width=width, channels=channels, patch=args.patch,
-                                        colours=args.image_colours, levels=args.image_levels)
-            tokenizer = module.train(np.stack(samples), config, **budget,
-                                     seed=args.seed, device=device)
-        else:
-            config = module.AudioConfig(stride=args.speech_stride, groups=args.speech_groups, levels=args.speech_levels)
-            tokenizer = module.train(samples, config, **budget,
-                                     seed=args.seed, device=device)
+        steps, seconds = (getattr(args, f"{modality}_{unit}") for unit in ("steps", "seconds"))
+        sizes = dict(zip(("height", "width", "channels"), samples[0].shape)) if modality == "image" else {}
+        tokenizer = module.train(samples, config_of(modality, args, **sizes), **(dict(steps=steps) if steps else dict(seconds=seconds)),
+                                 seed=args.seed, device=device)
         tokenizer.to("cpu")
     report = tokenizer.report(held)
     print(module.lines(report), f"({time.time() - start:.0f} s)", flush=True)
@@ -76,6 +82,8 @@ class Clock:
 def gather(args):
     """Sources by kind: one's own data where a flag names some, the toy world otherwise."""
     if not (args.text or args.images or args.speech):
+        for modality in {m for k in args.kinds for m in KINDS[k]} & set(CONFIGS):
+            config_of(modality, args)                              # wrong flags stop a run before anything is made
         sources = readers.toy_sources(args.seed, args.pictures, args.passages, args.utterances)
         sources = {k: sources[k] for k in args.kinds}
     else:
@@ -91,11 +99,13 @@ def own_sources(args):
         sources["text"] = readers.merge([readers.read_text(p, **common) for p in args.text])
     common["longest_text"] = args.longest_caption
     if args.images:
-        side, channels = readers.picture_format(args.images[0])
+        side, channels = readers.picture_format(args.images)
         unit = args.patch or 4
         side = args.image_side or max(unit, side // unit * unit)
+        config_of("image", args, height=side, width=side, channels=channels)
         sources["image-text"] = readers.merge([readers.read_images(p, side, channels, **common) for p in args.images])
     if args.speech:
+        config_of("speech", args)
         step = 256 * args.speech_stride / readers.SAMPLE_RATE
         sources["speech-text"] = readers.merge([readers.read_speech(p, **common, shortest=step, longest=args.longest_clip)
                                                 for p in args.speech])

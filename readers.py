@@ -3,6 +3,7 @@
 Everything that comes from outside is checked here, once, before anything is trained: files that cannot be used are counted
 and named, and stop the run or (--skip-bad) are left out. Of one's own data only file names and texts stay in memory.
 """
+import contextlib
 import functools
 import hashlib
 import io
@@ -17,6 +18,7 @@ import numpy as np
 from safe import DataError, reason
 
 SAMPLE_RATE = 16000
+LARGEST = 64  # pixels along the side of a picture, where no flag says otherwise: 64 tokens
 PICTURES, CLIPS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}, {".wav", ".flac", ".ogg"}
 
 
@@ -71,17 +73,15 @@ def open_picture(path, side, channels):
         raise DataError(f"{'' if isinstance(path, bytes) else f'{path}: '}cannot be read as a picture ({reason(error)})")
 
 
-def picture_format(folder):
-    """(side, channels) that suit the pictures of a folder: of the first readable one the shorter side, one channel if grey."""
+def picture_format(folders):
+    """(side, channels) that suit the pictures of folders: the shorter side of the first, at most LARGEST; one channel if all (of a folder's
+    first thousand) are grey."""
     from PIL import Image
-    for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in PICTURES:
-            try:
-                with Image.open(path) as picture:
-                    return min(picture.size), 1 if picture.mode in ("1", "L", "I;16", "I") else 3
-            except Exception:                                      # named later, with the others
-                continue
-    return 32, 3                                                   # read_images will say what is wrong
+    found = []                                                     # (side, is it grey)
+    for path in (p for f in folders for p in [p for p in sorted(Path(f).rglob("*")) if p.suffix.lower() in PICTURES][:1000]):
+        with contextlib.suppress(Exception), Image.open(path) as picture:          # what cannot be read is named later, with the others
+            found.append((min(picture.size), picture.mode in ("1", "L", "I;16", "I")))
+    return (min(LARGEST, found[0][0]), 1 if all(grey for _, grey in found) else 3) if found else (32, 3)
 
 
 def resample(wave, rate):

@@ -71,7 +71,7 @@ def print_derived(batch, tokens, length, **options):
 
 
 def warmup_steps(steps, share=0.05):
-    """Steps of linear warm-up: a share of all, at most a quarter of them and at most 1000 (the paper's numbers)."""
+    """Steps of linear warm-up: a share of all (5% is our choice), at most 1000 and a quarter of all (the paper's numbers)."""
     return max(1, int(min(1000, steps / 4, share * steps)))
 
 
@@ -85,7 +85,7 @@ def lr_factor(step, steps, warmup):
 def plan(args):
     """Sizes, cost and settings of a preset, without training. The network is built on the meta device."""
     with torch.device("meta"):
-        net = models.Transformer(models.ModelConfig(vocab=args.vocab or models.PLAN_VOCAB[args.preset], places=4096,
+        net = models.Transformer(models.ModelConfig(vocab=args.vocab or models.PLAN_VOCAB.get(args.preset, 4096), places=4096,
                                                     **{**models.PRESETS[args.preset], **args.shape}))
     counts, config = models.count(net), net.config
     tokens, N = args.tokens or (args.steps or 1000) * args.batch_tokens, counts["total"]

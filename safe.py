@@ -122,6 +122,18 @@ def pick_device(name="auto"):
         raise UsageError(f"--device {name}: no such device here; try --device cpu")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults, as one would type them."""
+
+    def _get_help_string(self, action):
+        value = action.default
+        if value is None or value is False or value == {} or value == argparse.SUPPRESS:
+            return action.help
+        typed = (",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else
+                 ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value)
+        return f"{action.help} (default: {typed})"
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, through `cli`."""
 
@@ -134,7 +146,8 @@ OUT_OF_MEMORY = "out of memory ({}): a lower --micro-batch (rows at a time), --b
 
 def cli(main, name):
     """Run a command line: errors are one line on stderr, with status 2 for a wrong flag and 1 for the rest (--debug: a traceback)."""
-    status = 1
+    status, debug = 1, "--debug" in sys.argv
+    sys.argv = [arg for arg in sys.argv if arg != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end a run
@@ -143,7 +156,7 @@ def cli(main, name):
         sys.stdout.flush()
         return
     except Exception as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         if isinstance(error, BrokenPipeError):             # the reader of our output went away: nobody left to tell
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,8 +9,9 @@
     python sample.py infill "the red circle is ___ the blue square."    ___ is a hole; or a picture or clip and --hole
     python sample.py score --n 200 --json scores.json                   judged samples and the bound
     python sample.py score text-to-image --guidance 2                   of these tasks alone, with another sampler
+    python sample.py page                                               the run's page anew, of the samples of --seed
 """
-import argparse
+import math
 import re
 import sys
 import time
@@ -67,7 +68,8 @@ class Run:
     dtype: torch.dtype = torch.float32       # of matrix products
 
     def logits(self, rows):
-        """predict(x, where) for rows described by data.Stream.describe: row i of x has the layout of row i % B."""
+        """predict(x, where) -> logits (M, V), for rows described by data.Stream.describe. Rows of x (b, L) are any of them if all have one
+        layout; packed rows differ, and then x are all of them."""
         fixed = [torch.from_numpy(np.array(a)).to(self.device) for a in (rows.place, rows.doc) if a is not None]
         same = all(bool((a == a[:1]).all()) for a in fixed)          # then any subset of rows may be asked for
 
@@ -268,13 +270,13 @@ def merged(made, groups):
 def part_of(run, modality, first, last, count):
     """The share first..last of an item's `count` codes, as holes() takes it; a picture keeps its palette."""
     skip = run.tokenizers["image"].config.colours if modality == "image" else 0
-    where = np.zeros(10**5, bool)
+    where = np.zeros(count, bool)
     where[skip + int(first * (count - skip)):skip + int(last * (count - skip))] = True
     return where
 
 
 def holes(run, kind, ids, modality, where=None):
-    """Mask the positions `where` (slot,) bool, all if not given, of a modality in rows ids (B, L)."""
+    """Mask the positions `where` (up to slot,) bool, all if not given, of a modality in rows ids (B, L)."""
     rows, ids = run.stream.describe(kind, ids), ids.copy()
     at = np.flatnonzero(rows.member[0] == KINDS[kind].index(modality))
     ids[:, at if where is None else at[np.flatnonzero(where[:len(at)])]] = MASK
@@ -347,13 +349,15 @@ def hole_share(hole):
     raise UsageError(f"--hole {hole}: of a picture or clip a share FROM:TO between 0 and 1, as 0.5:1")
 
 
-def infill(run, prompt, hole, caption, seed, changes):
-    """Fill holes: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes. A text that is not given is read
-    off what comes out, by the defaults of that task, or drawn with it by a run that never trained pictures or clips alone."""
+def infill(run, prompt, hole, caption, seed, changes, n=1):
+    """Fill holes, n times: `___` in a text (hole tokens each), or the share hole of a picture's or clip's codes. A text that is not given
+    is read off what comes out, by the defaults of that task, or drawn with it by a run that never trained pictures or clips alone."""
     path = Path(prompt)
     if "___" in prompt or len(prompt) > 250 or not path.exists():
         if "___" not in prompt:
             raise UsageError(f"infill: {prompt!r} is no file and has no ___ in it: mark the hole with ___")
+        if caption:
+            raise UsageError("--caption: of a picture or clip; a text with ___ has none")
         check_trained(run, "infill", "text")
         codes = [run.stream.to_ids("text", c) for c in encode(run, "text", re.split(" ?___", prompt))]  # tokens begin with their space
         filled = [codes[0]] + [p for c in codes[1:] for p in (np.full(hole_tokens(hole), MASK), c)]
@@ -363,16 +367,16 @@ def infill(run, prompt, hole, caption, seed, changes):
             raise DataError(f"infill: {len(ids)} tokens do not fit into {slot}: shorten the text")
         row = run.stream.row("text", [[]], min(slot, -(-(len(ids) + 1) // 8) * 8))
         row[data.HEAD:data.HEAD + len(ids)] = ids
-        return fill(run, "text", row[None], seed=seed, **settings_for("text", **changes))
+        return fill(run, "text", np.repeat(row[None], n, 0), seed=seed, **settings_for("text", **changes))
     modality = "speech" if path.suffix.lower() in readers.CLIPS else "image"
     kind = next(k for k, members in KINDS.items() if members[0] == modality)
     check_trained(run, "infill", kind)
     codes = encode(run, modality, [read_prompt(run, modality, prompt)])[0]
     row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
-    where = part_of(run, modality, *hole_share(hole), len(codes))
+    where = part_of(run, modality, *hole_share(hole), len(codes))                    # (count,): the end of a clip stays
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
     alone = not caption and trained_in(run, "first")
-    made = fill(run, kind, holes(run, kind, row[None], modality, where), seed=seed, later=("text",) if alone else (), **settings)
+    made = fill(run, kind, holes(run, kind, np.repeat(row[None], n, 0), modality, where), seed=seed, later=("text",) if alone else (), **settings)
     if not alone:
         return made
     read = answer(run, f"{modality}-to-text", made.ids, seed)
@@ -386,7 +390,35 @@ def given_modality(task):
     return next((m for m in KINDS[kind] if m not in targets), None)
 
 
-ONLY = {"length": ("text",), "hole": ("infill",), "caption": ("infill",), "json": ("score",)}  # arguments that some tasks alone have
+def is_schedule(name):
+    try:
+        return bool(diffusion.schedule(name))
+    except ValueError:
+        return False
+
+
+POSITIVE, NOT_NEGATIVE = (lambda v: v >= 1, "at least 1"), (lambda v: v >= 0, "not negative")
+# Flags of samplers: type, what they may be, help. What a sampler has no use for it ignores.
+SETTINGS = {
+    "sampler": (str, lambda v: v in diffusion.SAMPLERS, "one of " + ", ".join(diffusion.SAMPLERS), "which tokens are revealed when"),
+    "steps": (int, *POSITIVE, "ancestral, confidence, remdm: steps"),
+    "grid": (str, is_schedule, "linear, cosine or poly:P", "the same: mask rates after the steps, by this schedule (cosine)"),
+    "choice_temperature": (float, *NOT_NEGATIVE, "confidence: noise in what is revealed first, falling to 0; 0: the surest"),
+    "variant": (str, lambda v: v in diffusion.REMDM, "one of " + ", ".join(diffusion.REMDM), "remdm: how much is masked again (cap)"),
+    "eta": (float, lambda v: 0 <= v <= 1, "between 0 and 1", "remdm: share that is masked again at most (0.1)"),
+    "budget": (float, *NOT_NEGATIVE, "entropy: error in nats that the tokens of a call may add up to"),
+    "block": (int, *NOT_NEGATIVE, "entropy: only among the leftmost so many; 1: from left to right; 0: all"),
+    "temperature": (float, *NOT_NEGATIVE, "of the draws; 0: the likeliest"),
+    "top_k": (int, *POSITIVE, "draw among so many likeliest tokens"),
+    "top_p": (float, lambda v: 0 < v <= 1, "above 0 and at most 1", "draw among the likeliest tokens with this share of probability"),
+    "guidance": (float, lambda v: True, "a number", "what the prompt changes counts 1 + so many times; 0: no second call"),
+    "candidates": (int, *POSITIVE, "draw so many answers, keep the one that fits the prompt best"),
+    "rounds": (int, *POSITIVE, "masks under which the network judges that"),
+    "correct": (int, *NOT_NEGATIVE, "rounds of correction afterwards"),
+}
+# Arguments that some tasks alone have, and what a task cannot have.
+ONLY = {"length": ("text",), "hole": ("infill",), "caption": ("infill",), "json": ("score",)}
+WITHOUT = {"infill": ("guidance", "growing", "candidates", "rounds"), "page": ("n", "growing", *SETTINGS)}
 
 
 def check(args):
@@ -394,19 +426,14 @@ def check(args):
     for name, tasks in ONLY.items():
         if getattr(args, name) is not None and args.task not in tasks:
             raise UsageError(f"--{name}: {args.task} has none, only {' and '.join(tasks)} does")
-    for name in ("guidance", "candidates", "rounds") if args.task == "infill" else ():
+    for name in WITHOUT.get(args.task, ()):
         if getattr(args, name) is not None:
-            raise UsageError(f"--{name}: a hole is filled without, from what is left of one row")
+            raise UsageError(f"--{name.replace('_', '-')}: {args.task} has none")
     if args.task in ("image", "speech", "page") and args.prompt:
         raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out, or choose a task that starts from one")
-    for name, fits, what in (("n", lambda v: v >= 1, "at least 1"), ("seed", lambda v: v >= 0, "not negative"), ("steps", lambda v: v >= 1, "at least 1"),
-                             ("top_k", lambda v: v >= 1, "at least 1"), ("candidates", lambda v: v >= 1, "at least 1"),
-                             ("rounds", lambda v: v >= 1, "at least 1"), ("correct", lambda v: v >= 0, "not negative"),
-                             ("block", lambda v: v >= 0, "not negative"), ("length", lambda v: v >= 1, "at least 1"),
-                             ("temperature", lambda v: v >= 0, "not negative"), ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-                             ("choice_temperature", lambda v: v >= 0, "not negative"), ("budget", lambda v: v >= 0, "not negative")):
+    for name, (_, fits, what, _) in {"n": (int, *POSITIVE, ""), "length": (int, *POSITIVE, ""), "seed": (int, *NOT_NEGATIVE, ""), **SETTINGS}.items():
         value = getattr(args, name)
-        if value is not None and not fits(value):
+        if value is not None and not (fits(value) and (isinstance(value, str) or math.isfinite(value))):
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be {what}")
     given = given_modality(args.task) if args.task in TASKS else "text" if args.task == "infill" else None
     if given and not (args.prompt and all(p.strip() for p in args.prompt)):
@@ -414,32 +441,29 @@ def check(args):
 
 
 def main():
-    p = safe.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = safe.Parser(description=__doc__, formatter_class=safe.Help)
     p.add_argument("task", nargs="?", choices=[*TASKS, "infill", "score", "page"])
     p.add_argument("prompt", nargs="*", help="each a quoted text, or the file of a picture or clip; score: tasks (all)")
     p.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     p.add_argument("--out", default="out", help="folder for what is generated")
     p.add_argument("--n", type=int, help="samples for each prompt (1), or for each cell of the score (200)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="which samples")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--length", type=int, help="tokens of a text")
     p.add_argument("--hole", help="infill: tokens of ___ (2), or share of a picture or clip as FROM:TO (0.5:1)")
     p.add_argument("--caption", help="infill: what the picture shows or the clip says; read off what comes out if not given")
     p.add_argument("--json", help="score: also write it to this file")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    g = p.add_argument_group("sampler (defaults depend on the task)")
-    g.add_argument("--sampler", choices=diffusion.SAMPLERS)
-    for name in ("steps", "block", "top-k", "candidates", "rounds", "correct"):
-        g.add_argument(f"--{name}", type=int)
-    for name in ("temperature", "top-p", "guidance", "choice-temperature", "budget"):
-        g.add_argument(f"--{name}", type=float)
+    g = p.add_argument_group("sampler (defaults depend on the task: DEFAULTS in sample.py)")
+    for name, (kind, _, what, text) in SETTINGS.items():
+        g.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text + (f"; {what}" if kind is str else ""))
+    g.add_argument("--growing", action="store_true", default=None, help="guidance in proportion to what is revealed already")
     args = p.parse_intermixed_args()                                       # flags may stand before the prompt
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in ten to twelve minutes"))
-    changes = {k: getattr(args, k) for k in ("sampler", "steps", "block", "candidates", "rounds", "correct", "top_k", "temperature",
-                                             "top_p", "guidance", "choice_temperature", "budget")}
+    changes = {k: getattr(args, k) for k in (*SETTINGS, "growing")}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":
@@ -453,7 +477,7 @@ def main():
         import page
         return print(page.write(run.folder, run, seed=args.seed))
     if args.task == "infill":
-        made = infill(run, " ".join(args.prompt), args.hole, args.caption, args.seed, changes)
+        made = infill(run, " ".join(args.prompt), args.hole, args.caption, args.seed, changes, args.n or 1)
     else:
         given = given_modality(args.task)
         prompts = [read_prompt(run, given or "text", t) for t in args.prompt or [""] for _ in range(args.n or 1)]

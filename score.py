@@ -46,7 +46,7 @@ def toy_cells(n, seed):
         toyspeech.read_speech(out["speech"]), [t if set(t.split()) - {"a"} else "?" for t in out["text"]]))
     cells["text"]["passages"] = ([None] * n, lambda out: {
         "all": (j := toyworld.judge_passages(out["text"]))["grammatical"], **j,
-        "distinct": np.full(n, len(set(out["text"])) / n)})
+        "distinct": np.full(n, len(set(out["text"])) / n), "forms": np.full(n, toyworld.variety(out["text"]))})
     return cells
 
 
@@ -76,20 +76,9 @@ def own_cells(run, n):
             ids = held[kind][:n].astype(np.int64)
             truth = decode(run, "text", members_of(run, kind, ids)["text"])
             cells[task] = {"held out": (ids, lambda out, t=truth: {
-                "all": np.array([word_accuracy(a, b) for a, b in zip(out["text"], t)]),
+                "all": np.array([toyspeech.word_accuracy(a.split(), b.split()) for a, b in zip(out["text"], t)]),
                 "exact": np.array([a == b for a, b in zip(out["text"], t)])})}
     return cells
-
-
-def word_accuracy(text, wanted):
-    """1 - word edit distance / number of wanted words, at least 0."""
-    a, b = text.split(), wanted.split()
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, last = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (x != y)))
-    return max(0.0, 1 - row[-1] / max(1, len(b)))
 
 
 def answers(run, task, prompts, seed, changes):
@@ -117,8 +106,8 @@ def diversity(ids, repeats):
 
 
 def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes):
-    """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {n, nfe, seconds, accuracy (all seen cells),
-    stderr, cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
+    """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {samples, nfe, seconds (of all cells), n,
+    accuracy, stderr (of the n samples of the seen cells), cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
     Or only tasks, without those two; with repeats=0 the judged samples alone. changes: to the sampler's settings. Raises UsageError for a
     task that cannot be judged."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
@@ -126,7 +115,7 @@ def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes)
     if unknown := [t for t in tasks if t not in judged]:
         raise safe.UsageError(f"score {unknown[0]}: {run.folder} is judged on {', '.join(judged)}")
     for task, cells in ((t, judged[t]) for t in tasks or judged):
-        result = {"n": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
+        result = {"samples": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
         for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
             made = answers(run, task, prompts, seed, changes)
             verdict = judge(made.outputs)
@@ -136,12 +125,12 @@ def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes)
                 if mean is not None:
                     cell[attribute], cell[f"{attribute}_stderr"] = mean, error
             result["cells"][name] = cell
-            result["n"] += len(prompts)
+            result["samples"] += len(prompts)
             result["nfe"] += made.nfe * len(prompts)
             result["seconds"] += made.seconds
-        result["nfe"] /= result["n"]
+        result["nfe"] /= result["samples"]
         pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
-        total = sum(c["n"] for c in pooled)
+        result["n"] = total = sum(c["n"] for c in pooled)
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
         result["stderr"] = sum((c["all_stderr"] * c["n"] / total) ** 2 for c in pooled) ** 0.5
         out[task] = result
@@ -166,6 +155,12 @@ def units_of(run, modality, codes):
     return len(codes) / config.groups * config.step / config.sample_rate
 
 
+def ratio(amounts, counts):
+    """Sum of amounts (N,) over the sum of counts (N,), and its standard error: rows that have more of both do not spread it."""
+    mean = amounts.sum() / counts.sum()
+    return mean, (amounts - mean * counts).std() / len(amounts) ** 0.5 / counts.mean()
+
+
 @torch.inference_mode()
 def bounds(run, rows=256, rounds=4, seed=11):
     """The bound on held-out rows by kind and direction: nats and bits a token and a unit, with standard errors."""
@@ -185,28 +180,24 @@ def bounds(run, rows=256, rounds=4, seed=11):
                                             run.on(part.high), MASK, data.rng(seed, i), rounds=rounds)[:, 0].cpu().numpy())
             nats, part = np.concatenate(nats), run.stream.describe(kind, ids)
             tokens = np.isin(part.member, [KINDS[kind].index(m) for m in members]).sum(1)
-            mean, error = nats.sum() / tokens.sum(), nats.std() / len(nats) ** 0.5 / tokens.mean()
+            mean, error = ratio(nats, tokens)
             entry = {"rows": len(ids), "nats_per_token": mean, "stderr": error, "bits_per_token": mean / np.log(2),
                      "nats_per_row": nats.mean()}
             if len(members) == 1:
                 unit = MODALITIES[members[0]].unit
-                count = sum(units_of(run, members[0], c) for c in codes_in(run, kind, ids, members[0]))
-                entry[f"bits_per_{unit}"] = nats.sum() / np.log(2) / count
-                entry[f"bits_per_{unit}_stderr"] = nats.std() * len(nats) ** 0.5 / np.log(2) / count
+                units = np.array([sum(units_of(run, members[0], c) for c in row) for row in codes_in(run, kind, ids, members[0])])
+                entry[f"bits_per_{unit}"], entry[f"bits_per_{unit}_stderr"] = ratio(nats / np.log(2), units)
             out[f"{kind}: {name}"] = {k: float(v) if k != "rows" else v for k, v in entry.items()}
     return out
 
 
 def codes_in(run, kind, ids, modality):
-    """Codes of every item of a modality in rows ids (packed documents one by one)."""
+    """Codes of every item of a modality in every row of ids, a list a row (packed documents one by one)."""
     if len(KINDS[kind]) > 1:
-        return members_of(run, kind, ids)[modality]
-    rows, out = run.stream.describe(kind, ids), []
-    for i in range(len(ids)):
-        for d in range(1, rows.doc[i].max() + 1):
-            inside = (rows.doc[i] == d) & (rows.member[i] == 0)
-            out.append(run.stream.to_codes(modality, ids[i][inside]))
-    return out
+        return [[codes] for codes in members_of(run, kind, ids)[modality]]
+    rows = run.stream.describe(kind, ids)
+    return [[run.stream.to_codes(modality, row[(doc == d) & (member == 0)]) for d in range(1, doc.max() + 1)]
+            for row, doc, member in zip(ids, rows.doc, rows.member)]
 
 
 def table(scores):
@@ -223,7 +214,7 @@ def table(scores):
                 spread = result["diversity"]
                 lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% different, "
                              f"{spread['entropy']:.1f} nats")
-            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result['n'] * 1000:.0f} ms a sample)"
+            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result.get('samples', result['n']) * 1000:.0f} ms a sample)"
     for modality, r in scores.get("tokenizers", {}).items():
         lines.append(f"{modality + ' tokenizer':35} {100 * r['tokens'][0]:5.1f} ± {100 * r['tokens'][1]:3.1f}%   of the true ones {100 * r['true'][0]:.1f}%")
     if "bound" in scores:

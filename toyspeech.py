@@ -322,11 +322,12 @@ def words_right(texts, wanted):
     """1 - word edit distance / number of wanted words, floored at 0 -> (N,) floats.
 
     The article "a" is dropped on both sides: content words only, no marks for the article."""
-    return np.array([_right(*([w for w in text.split() if w != "a"] for text in pair))
+    return np.array([word_accuracy(*([w for w in text.split() if w != "a"] for text in pair))
                      for pair in zip(texts, wanted, strict=True)], float)
 
 
-def _right(said, wanted):
+def word_accuracy(said, wanted):
+    """1 - edit distance / number of wanted words, at least 0; said and wanted: lists of words."""
     row = list(range(len(wanted) + 1))
     for i, a in enumerate(said, 1):
         diagonal, row[0] = row[0], i

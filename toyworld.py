@@ -62,7 +62,7 @@ SCENES, DRAW, PHRASES, SPEAK, PASSAGES, NOISE = range(1, 7)
 # ------------------------------------------------------------------ what exists, seen and unseen
 def unseen(colour, shape):
     """True for 6 of the 30 pairs, one a colour: they never occur in the split "seen"."""
-    return (list(COLOURS).index(colour) + 2 * SHAPES.index(shape)) % 5 == 0
+    return SHAPES.index(shape) == 2 * list(COLOURS).index(colour) % len(SHAPES)
 
 
 def unseen_number(n):
@@ -134,22 +134,22 @@ def parse_caption(text):
 
 
 # ------------------------------------------------------------------------------------ pictures
-def inside(shape, y, x):
-    """Is the point (y down, x right; the shape's radius is 1) inside the shape? Boolean array."""
-    if shape == "circle":
-        return y ** 2 + x ** 2 <= 1
-    if shape == "square":
-        return np.maximum(abs(y), abs(x)) <= 0.88
-    if shape == "triangle":
-        return (y <= 0.85) & (abs(x) <= 0.58 * (y + 1.0))
-    if shape == "cross":
-        return (np.maximum(abs(y), abs(x)) <= 1) & (np.minimum(abs(y), abs(x)) <= 0.3)
-    # star: the edge of a five-pointed star is a straight line between a tip and a notch
+def star(y, x):
+    """The edge of a five-pointed star is a straight line between a tip and a notch."""
     angle = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     tip, notch, half = 1.12, 0.46, np.pi / 5
     edge = tip * notch * np.sin(half) / (
         tip * np.sin(angle) + notch * np.sin(half - angle))
     return np.hypot(y, x) <= edge
+
+
+INSIDE = {  # is the point (y down, x right; the shape's radius is 1) inside the shape? Boolean array
+    "circle": lambda y, x: y ** 2 + x ** 2 <= 1,
+    "square": lambda y, x: np.maximum(abs(y), abs(x)) <= 0.88,
+    "triangle": lambda y, x: (y <= 0.85) & (abs(x) <= 0.58 * (y + 1.0)),
+    "star": star,
+    "cross": lambda y, x: (np.maximum(abs(y), abs(x)) <= 1) & (np.minimum(abs(y), abs(x)) <= 0.3),
+}
 
 
 @functools.cache
@@ -158,7 +158,7 @@ def stamp(shape, radius):
 
     8x8 supersampling; centres are whole pixels, so that one stamp serves all positions."""
     fine = (np.arange((2 * SIDE + 1) * 8) + 0.5) / 8 - (SIDE + 0.5)       # pixels from the centre
-    full = inside(shape, fine[:, None] / radius, fine[None, :] / radius)
+    full = INSIDE[shape](fine[:, None] / radius, fine[None, :] / radius)
     return full.reshape(2 * SIDE + 1, 8, 2 * SIDE + 1, 8).mean((1, 3)).astype(np.float32)
 
 
@@ -223,7 +223,7 @@ CONTRAST = 0.5    # each thing must explain at least this share of its own templ
 @functools.cache
 def picture_templates(pair):
     """All things that can be looked for: coverage (M, 1024) and (size, shape, y, x) ids (M, 4)."""
-    sizes = (1,) if pair else (0, 2)
+    sizes = [i for i, size in enumerate(RADIUS) if (size is None) == pair]
     span = range(5, 27) if pair else range(10, 23)
     ids = np.array(list(itertools.product(sizes, range(len(SHAPES)), span, span)))
     return masks(*ids.T).reshape(len(ids), -1), ids
@@ -460,6 +460,14 @@ def judge_passages(texts):
     return {"grammatical": grammatical, "consistent": consistent}
 
 
+def variety(texts):
+    """How evenly passages use FORMS: exp(entropy of the forms' shares) / number of forms, 1 if all are equally frequent. The world's own
+    passages: 0.95, 0.90 among 50."""
+    made = [form for form in (tuple(kind for kind, _ in parse_passage(text)) for text in texts) if form in FORMS]
+    share = np.array([made.count(form) for form in set(made)]) / max(1, len(made))
+    return float(np.exp(-(share * np.log(share)).sum()) / len(FORMS)) if made else 0.0
+
+
 # ---------------------------------------------------------------------------------------- look
 def main():
     parser = argparse.ArgumentParser(description="Write samples of the toy world to look at.")
@@ -468,7 +476,7 @@ def main():
     parser.add_argument("--split", default="seen", choices=("seen", "unseen"))
     args = parser.parse_args()
     import pathlib
-    import wave
+    import soundfile
     from PIL import Image, ImageDraw
     from toyspeech import SAMPLE_RATE, VOICES, phrases, speak
     out = pathlib.Path(args.out)
@@ -483,14 +491,11 @@ def main():
     voices = list(VOICES) * 3
     said = phrases(len(voices), args.seed, args.split)
     for i, (text, voice, x) in enumerate(zip(said, voices, speak(said, args.seed, voices))):
-        with wave.open(str(out / f"{i:02d} {voice} {text}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
-            file.writeframes((x * 32767).astype("<i2").tobytes())
+        soundfile.write(out / f"{i:02d} {voice} {text}.wav", x, SAMPLE_RATE)
     (out / "passages.txt").write_text("\n".join(passages(20, args.seed, args.split)) + "\n")
     print(f"{out}: scenes.png, {len(said)} WAV files, passages.txt")
 
 
 if __name__ == "__main__":
-    main()
+    import safe
+    safe.cli(main, "toyworld.py")

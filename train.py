@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -304,9 +305,11 @@ def train(args, folder, stream, rows, device):
     chief = rank() == 0
     if chief:
         write_json(folder / "config.json", {
-            **safe.read_json(folder / "config.json"), "stream": stream.as_dict(), "model": models.as_dict(config), "rule": rule,
+            **safe.read_json(folder / "config.json"), "stream": stream.as_dict(), "model": asdict(config), "rule": rule,
             "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": flags.plain(args)})
-        print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({args.dtype}), {args.steps} steps of {per_step} rows"
+        print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({args.dtype}), {args.steps} steps of "
+              + ", ".join(f"{n} rows of {k} ({n * stream.length(k) / sum(m * stream.length(j) for j, m in per_step.items()):.0%})"
+                          for k, n in per_step.items())
               + (f", {args.micro_batch} at a time" if args.micro_batch else "")
               + (f", in {world_size()} processes" if world_size() > 1 else "") + (f", from step {first} on" if first else ""))
         print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base,
@@ -409,7 +412,7 @@ def rows_that_fit(args, most, step):
 def keep_until(path, step):
     """Drop the lines of later steps, which a run that was stopped had written after its checkpoint: they come again."""
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]        # what follows the last line's end has been cut
         safe.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
@@ -421,13 +424,15 @@ PARTS = ["config.json", "log.jsonl", "scores.json", "scores.jsonl", "index.html"
 def make_way(folder, args):
     """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. What is there
     without a checkpoint is the rest of a failed start and goes, so that it never takes the place of a run in `old`. With
-    --keep-tokenizers the tokenizers stay."""
+    --keep-tokenizers the tokenizers stay, and the tokens that they made."""
     whole = (folder / "checkpoint.pt").exists()
     if whole and not args.overwrite:
         raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
                          f"--run leaves it alone")
     if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
         data.check_layout(then["layout_version"], folder)
+    for path in () if args.keep_tokenizers else [p for part in ("codes", "ends", "rows") for p in (folder / "cache").glob(f"*-{part}.npy")]:
+        path.unlink()
     tokenizers = [] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]
     for path in (folder / name for name in PARTS + tokenizers + ["checkpoint.pt"]):   # the checkpoint last: it tells a run from a rest
         if path.exists() and whole:
@@ -462,7 +467,7 @@ def main():
         raise DataError(f"--resume: the data are not what {folder} was trained on ({', '.join(k for k in keys if keys[k] != then.get(k))}"
                         f" changed): put them back, or start another run with --run")
     if rank() == 0:
-        if not args.resume:                               # flags and folders are fine: only now may an old run go
+        if not args.resume:                               # flags and data are fine: only now may an old run go
             make_way(folder, args)
             write_json(folder / "config.json", {"layout_version": data.LAYOUT_VERSION, "data": keys, "args": flags.plain(args)})
         stream, rows, held = prepare.prepare(sources, args, folder, device, clock)

@@ -69,7 +69,7 @@ def trimodal(steps=2_500, items=10_000):
 def own_text(path):
     """One's own text, by train.py's own steps (the last tenth is held out)."""
     args = flags.parser().parse_args(["--text", path, "--text-length", str(LENGTH), "--vocab-size", "1024"])
-    return prepared(args, CACHE / data.digest("text", *(p.read_bytes() for p in sorted(Path(path).rglob("*.txt")) or [Path(path)])))
+    return prepared(args, CACHE / data.digest("text", data.made_by(), args.vocab_size, *(p.read_bytes() for p in sorted(Path(path).rglob("*.txt")) or [Path(path)])))
 
 
 def prepared(args, folder):
@@ -106,9 +106,7 @@ def held_out_nats(net, stream, rows, rounds=4, kind="text"):
             nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
                                    data.rng(0, 23), rounds=rounds)[:, 0]
     tokens = noisy.sum(1).double()
-    ratio = nats.sum() / tokens.sum()
-    spread = (nats - ratio * tokens).std() / tokens.mean() / len(rows) ** 0.5
-    return float(ratio), float(spread)
+    return tuple(map(float, score.ratio(nats.numpy(), tokens.numpy())))
 
 
 def compiled(net, batch):

@@ -117,4 +117,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.safe.cli(main, "sampling.py")

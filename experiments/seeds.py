@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ALSO = ("background", "colour", "shape", "size", "relation", "whole phrase", "consistent", "distinct")  # attributes to name
+ALSO = ("background", "colour", "shape", "size", "relation", "whole phrase", "consistent", "distinct", "forms")  # attributes to name
 
 
 def rows(scores):
@@ -29,7 +29,7 @@ def main():
     runs = [rows(json.loads(path.read_text(encoding="utf-8"))) for path in args.parse_args().scores]
     print(f"| task | cell | right %, mean ± standard deviation | the {len(runs)} runs % | by attribute %, means |\n|---|---|---|---|---|")
     for key in runs[0]:
-        of = {what: 100 * np.array([run[key][what] for run in runs]) for what in runs[0][key]}
+        of = {what: 100 * np.array([run[key][what] for run in runs]) for what in runs[0][key] if all(what in run[key] for run in runs)}
         right = of.pop("all")
         print(f"| {key[0]} | {key[1]} | {right.mean():.0f} ± {right.std(ddof=len(runs) > 1):.0f} | {', '.join(f'{v:.0f}' for v in right)} | "
               + ", ".join(f"{what} {v.mean():.0f}" for what, v in of.items()) + " |")

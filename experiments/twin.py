@@ -26,11 +26,12 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     w = common.own_text(path)
     held = w.held["text"]
     noisy = int((w.stream.describe("text", held.astype(np.int64)).member >= 0).sum())
-    characters = sum(len(t) for t in w.tokenizers["text"].decode(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")))
+    characters = sum(len(t) for t in w.tokenizers["text"].decode(sum(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text"), [])))
 
     dtype = str(models.fast_dtype(common.torch.device("cpu"))).removeprefix("torch.")
     config = lambda total, seed, causal, factor, **more: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=BATCH, tokens=total,
-                                                                     seed=seed, causal=causal, text=path, dtype=dtype, **more)
+                                                                     seed=seed, causal=causal, text=path, content=w.folder.name, dtype=dtype,
+                                                                     **more)
     every = max(1, tokens // (BATCH * common.LENGTH) // LOOKS)                             # steps
     trained = lambda configs: common.run_all(out / "twin-runs.json", configs)
     tried = trained([config(tokens // 4, 0, causal, f) for causal in ARMS.values() for f in factors])       # of both, so that no core waits
@@ -66,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.safe.cli(main, "twin.py")

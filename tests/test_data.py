@@ -130,7 +130,11 @@ def test_reading_an_image_folder(tmp_path):
     source = readers.read_images(tmp_path, 8, 3)
     assert source.texts == [f"grey {i}" for i in range(4)] and source.load([2])[0].shape == (8, 8, 3)
     assert source.load([2])[0][0, 0].tolist() == [20, 20, 20]
-    assert readers.picture_format(tmp_path) == (8, 3)
+    assert readers.picture_format([tmp_path]) == (8, 3)
+    from PIL import Image
+    Image.new("L", (500, 400)).save(tmp_path / "a.png")
+    assert readers.picture_format([tmp_path]) == (readers.LARGEST, 3), "one grey picture does not make the others grey"
+    (tmp_path / "a.png").unlink()
     (tmp_path / "metadata.jsonl").unlink()
     with pytest.raises(data.DataError, match="4 of 4 items .*p0.txt is missing"):
         readers.read_images(tmp_path, 8, 3)
@@ -184,7 +188,7 @@ class Letters:
         return [np.array([ord(c) - 97 for c in s], np.int32) for s in samples]
 
 
-def test_cache_is_read_back_and_follows_the_content(tmp_path):
+def test_cache_is_read_back_and_follows_content_and_code(tmp_path, monkeypatch):
     source = readers.Source("text", "x", ["abc", "de"], None, "key1")
     first = data.cached_codes(source, {"text": Letters()}, tmp_path)
     again = data.cached_codes(source, {"text": Letters()}, tmp_path)
@@ -192,6 +196,9 @@ def test_cache_is_read_back_and_follows_the_content(tmp_path):
     assert isinstance(again[0][0], np.memmap) and first[0][0].tolist() == again[0][0].tolist()
     data.cached_codes(readers.Source("text", "x", ["abc", "xy"], None, "key2"), {"text": Letters()}, tmp_path)
     assert Letters.calls == 2 and not list(tmp_path.glob("*.tmp*"))
+    monkeypatch.setattr(data, "made_by", lambda: "a changed file")
+    data.cached_codes(source, {"text": Letters()}, tmp_path)
+    assert Letters.calls == 3
 
 
 def test_rows_from_the_cache_are_split_by_key(tmp_path, stream):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import model as models
+import rules
 
 
 def tiny(**changes):
@@ -123,6 +124,11 @@ def test_init_depends_on_the_seed_alone():
     assert all(torch.equal(p, q) for (_, p), (_, q) in zip(a.state_dict().items(), b.state_dict().items()))
     assert not torch.equal(a.embed.weight, models.Transformer(a.config, seed=2).embed.weight)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="muon, adamw"):
+        models.optimizers(tiny(), rules.batch_rule(2048, 1e6), "sgd")
 
 
 def test_presets_have_the_sizes_they_claim():

@@ -186,6 +186,12 @@ FLAGS = {
     "a width that heads do not divide": (["--shape", '{"width": 100}'], "multiple"),
     "a vocabulary below the bytes": (["--vocab-size", "100"], "--vocab-size"),
     "resuming where no run is": (["--resume"], "--resume"),
+    "steps of codes that a crop does not hold": (["--speech-stride", "3"], "--speech-stride"),
+    "a palette of one colour": (["--image-colours", "1"], "--image-colours"),
+    "a level that is none": (["--image-levels", "1,5"], "--image-levels"),
+    "squares that do not fill a picture": (["--patch", "5"], "--patch"),
+    "negative steps of a tokenizer": (["--image-steps", "-5"], "--image-steps"),
+    "an encoding that does not exist": (["--encoding", "gpt9"], "--encoding"),
 }
 
 
@@ -213,6 +219,9 @@ PROMPTS = {
     "a hole that is no range": (["infill", "a.png", "--hole", "half"], 2, "--hole"),
     "a sampler that does not exist": (["text", "--sampler", "best"], 2, "--sampler"),
     "no steps": (["image", "--steps", "0"], 2, "--steps"),
+    "a grid that does not exist": (["image", "--grid", "round"], 2, "--grid"),
+    "a caption of a text": (["infill", "the ___ circle", "--caption", "a"], 2, "--caption"),
+    "a sampler for the page": (["page", "--steps", "3"], 2, "--steps"),
     "a negative temperature": (["image", "--temperature", "-1"], 2, "--temperature"),
     "a top-p over one": (["image", "--top-p", "1.5"], 2, "--top-p"),
     "no samples": (["image", "--n", "0"], 2, "--n"),

@@ -50,10 +50,11 @@ def test_every_task_writes_its_output(trained, tmp_path, monkeypatch):
     call("speech-to-text", tmp_path / "text-to-speech-0-0.wav")
     call("infill", "the red circle is ___ the blue square.")
     infilled = (tmp_path / "infill-0-0.txt").read_text()
+    call("infill", "the red ___ is", "--n", "2", "--seed", "1")
     call("infill", tmp_path / "text-to-image-0-0.png", "--hole", "0.5:1", "--caption", "a small red circle on white", "--steps", "3")
     names = {f.name for f in tmp_path.iterdir()}
     assert {"text-to-image-0-0.png", "image-to-text-0-0.txt", "text-to-speech-0-0.wav", "speech-to-text-0-0.txt",
-            "infill-0-0.txt", "infill-0-0.png"} <= names
+            "infill-0-0.txt", "infill-0-0.png", "infill-1-0.txt", "infill-1-1.txt"} <= names
     assert infilled.startswith("the red circle is") and "the blue square." in infilled
 
 
@@ -223,6 +224,12 @@ def test_lengths_of_texts_are_those_of_held_out_documents(trained, tmp_path):
     extents = ((made.ids != data.PAD).sum(1) - data.HEAD).tolist()
     assert extents == sample.drawn_lengths(run, np.zeros(12, int), 3).tolist() and len(set(extents)) > 1
     assert all(f.shape == made.ids.shape for f in made.film) and (made.film[-1] == made.ids).all() and len(made.outputs["text"]) == 12
+
+
+def test_error_of_a_ratio():
+    """A row of twice the tokens at twice the nats spreads nothing; by hand for two rows: residuals ± 1 over 2 tokens."""
+    assert score.ratio(np.array([2.0, 4.0, 6.0]), np.array([1, 2, 3])) == (2.0, 0.0)
+    assert score.ratio(np.array([1.0, 3.0]), np.array([2, 2])) == (1.0, pytest.approx(1 / 2 / 2 ** 0.5))
 
 
 def test_a_hole_in_a_picture_leaves_its_palette(trained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import diffusion as d
-from worlds import MASK, TWINS, WORLD, World, assert_law, mean_and_error, random_joint, tv
+from worlds import MASK, TWINS, WORLD, World, assert_law, random_joint, tv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -251,19 +251,3 @@ def test_confidence_counts_are_exact():
     for k, f in enumerate(film):
         want = [math.floor(m * math.cos(math.pi / 2 * k / 12) + 1e-9) for m in n.tolist()]
         assert (f == MASK).sum(1).tolist() == want
-
-
-def test_hitting_times_have_the_law_of_order_statistics():
-    rng, n, rows = np.random.default_rng(13), 5, 4000
-    t = np.stack([d.hitting_times(u) for u in rng.random((rows, n))])
-    assert (np.diff(t, axis=1) < 0).all()
-    for k in range(n):
-        mean, error = mean_and_error(t[:, k])
-        assert abs(mean - (n - k) / (n + 1)) < 4 * error
-        j = n - k                                     # the j-th smallest of n uniforms: a binomial tail
-        s = np.sort(t[:, k])
-        cdf = sum(math.comb(n, i) * s ** i * (1 - s) ** (n - i) for i in range(j, n + 1))
-        ks = max(np.abs(cdf - np.arange(rows) / rows).max(), np.abs(cdf - np.arange(1, rows + 1) / rows).max())
-        assert ks < math.sqrt(math.log(2 / 1e-4) / 2 / rows)                       # Kolmogorov's law at 1e-4
-    np.testing.assert_allclose(d.hitting_times(np.array([0.3, 0.6]), 0.5), 0.5 * d.hitting_times(np.array([0.3, 0.6])))
-    np.testing.assert_allclose(d.hitting_times(np.array([0.25, 0.6])), [0.5, 0.3])             # by hand

@@ -56,7 +56,7 @@ def test_straight_through_gradient_is_that_of_the_bounded_latent():
     (got,) = torch.autograd.grad((fsq.quantise(z, t) * weight).sum(), z)
     eps = 1e-6
     with torch.no_grad():
-        slope = (fsq.bound(z + eps, t) - fsq.bound(z - eps, t)) / (2 * eps)
+        slope = (fsq.squash(z + eps, t) - fsq.squash(z - eps, t)) / (2 * eps)
     assert torch.allclose(got, slope * weight, atol=1e-7)
     assert (got != 0).all()
 

@@ -273,6 +273,15 @@ def test_passage_judge_by_hand(text, consistent):
     assert verdict["grammatical"][0] and verdict["consistent"][0] == consistent
 
 
+def test_variety_counts_forms():
+    made = tw.passages(3000, 75)
+    assert tw.variety(made) == pytest.approx(np.exp(0.8 * np.log(5) + 0.2 * (np.log(15) / 3 + np.log(7.5) * 2 / 3)) / 6, abs=0.02)  # by hand: 0.95
+    one, two = ("there are two green stars and three red crosses. so there are five shapes.",
+                "the red circle is left of the blue square. so the blue square is right of the red circle.")
+    assert tw.variety([one] * 5) == pytest.approx(1 / 6) and tw.variety([one, two, one, two]) == pytest.approx(2 / 6)
+    assert tw.variety(["so."]) == 0
+
+
 # ---------------------------------------------------------------------------------- command line
 def test_command_line(tmp_path):
     subprocess.run([sys.executable, ROOT / "toyworld.py", "--out", tmp_path], check=True, cwd=tmp_path)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import safe
 
 
-def bound(z, levels):
+def squash(z, levels):
     """z (..., d) -> the same shape, channel i strictly between -0.5 and levels[i] - 0.5, for any number of levels.
 
     sigmoid(1.7 z) is close to the normal distribution's cumulative, so a unit-normal z uses all levels alike.
@@ -27,18 +27,18 @@ def bound(z, levels):
 
 
 def quantise(z, levels):
-    """z (..., d), levels (d,) -> digits (..., d): whole floats in 0..levels-1 with the gradient of bound()."""
-    x = bound(z, levels)
+    """z (..., d), levels (d,) -> digits (..., d): whole floats in 0..levels-1 with the gradient of squash()."""
+    x = squash(z, levels)
     digits = torch.minimum(x.round().clamp(min=0), levels - 1)  # a saturated sigmoid would round to `levels`
     return x + (digits - x).detach()
 
 
 def commitment(z, levels):
-    """Mean square distance of bound(z) to the digits it is rounded to, a scalar to add to a loss (as in VQ-VAE, arXiv
+    """Mean square distance of squash(z) to the digits it is rounded to, a scalar to add to a loss (as in VQ-VAE, arXiv
     1711.00937, eq. 3). Without it latents settle near the edges between levels too, and little changes of a picture or its
     palette change tokens (experiments/README.md): noise that the diffusion model would have to learn.
     """
-    return (bound(z, levels) - quantise(z, levels).detach()).square().mean()
+    return (squash(z, levels) - quantise(z, levels).detach()).square().mean()
 
 
 def centred(digits, levels):

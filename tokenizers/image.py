@@ -197,9 +197,9 @@ def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", b
 
     A ValueError says what images or config lack.
     """
+    images = np.asarray(images)
     if config is None:
-        shape = np.shape(images)
-        config = ImageConfig(*shape[1:]) if len(shape) == 4 else ImageConfig()
+        config = ImageConfig(*images.shape[1:]) if images.ndim == 4 else ImageConfig()
     check(images, config)
     net = fsq.seeded(lambda: Net(config), seed).to(device)
     some = (images[i : i + config.at_once] for i in range(0, len(images), config.at_once))
