@@ -105,10 +105,9 @@ def own_sources(args):
         config_of("image", args, height=side, width=side, channels=channels)
         sources["image-text"] = readers.merge([readers.read_images(p, side, channels, **common) for p in args.images])
     if args.speech:
-        config_of("speech", args)
-        step = 256 * args.speech_stride / readers.SAMPLE_RATE
-        sources["speech-text"] = readers.merge([readers.read_speech(p, **common, shortest=step, longest=args.longest_clip)
-                                                for p in args.speech])
+        config = config_of("speech", args)
+        sources["speech-text"] = readers.merge([readers.read_speech(p, **common, shortest=config.step / config.sample_rate,
+                                                                    longest=args.longest_clip) for p in args.speech])
     for kind, source in sources.items():
         if source.load is not None and len(source) < 2:
             raise DataError(f"{source.name}: one item alone cannot be trained on and held out: give more")

@@ -33,7 +33,7 @@ def study(folder, budgets=(187_500, 375_000, 750_000, 1_500_000, 3_000_000), uni
         again = common.run_all(path, [config(budgets[-1], seed, unique=unique, every=every) for seed in seeds])
         curves = np.array([[nats for _, nats in r["curve"]] for r in again])                          # (seeds, points)
         means = lambda runs: [dict(tokens=t, nats=b, stderr=e) for t, (b, e) in zip(budgets, (
-            common.mean_and_error(runs[i:i + len(seeds)]) for i in range(0, len(runs), len(seeds))))]
+            common.bound_and_error(runs[i:i + len(seeds)]) for i in range(0, len(runs), len(seeds))))]
         out[name] = dict(factor=best, fresh=means(fresh), pairs=means(pictures),
                          epochs=[step * 16 / unique for step, _ in again[0]["curve"]], repeated=curves.mean(0).tolist(),
                          repeated_stderr=(curves.std(0, ddof=len(seeds) > 1) / len(seeds) ** 0.5).tolist())

@@ -57,14 +57,14 @@ def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, grid=GRID, workers=
     grouped = [results[i * len(seeds):(i + 1) * len(seeds)] for i in range(len(cells))]
     arms = {arm: [] for arm in ARMS}
     for (arm, ratio), mine in zip(cells, grouped):
-        bound, error = common.mean_and_error(mine)
+        bound, error = common.bound_and_error(mine)
         arms[arm].append(dict(ratio=ratio, rows=round(ROWS * ratio), steps=mine[0]["steps"], bound=bound, stderr=error))
     # 3. settings tuned at a quarter of the tokens, carried to all of them: what gamma does
     longer = []
     for gamma in (0.0, 0.44, 1.0):
         rule = train.batch_rule(b["batch"], tokens, bases[tokens // 4], gamma)
         mine = run([c(tokens // 4, {k: rule[k] for k in FIELDS}, ROWS, seed) for seed in seeds])
-        bound, error = common.mean_and_error(mine)
+        bound, error = common.bound_and_error(mine)
         longer.append(dict(gamma=gamma, kappa=rule["kappa"], lr=rule["lr"], bound=bound, stderr=error))
     tuned_bound = next(p["bound"] for p in arms["rule"] if p["ratio"] == 1)
     inside = [p for p in arms["rule"] if p["bound"] <= 1.02 * tuned_bound]          # no worse than where it was tuned

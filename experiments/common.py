@@ -303,7 +303,7 @@ def spread(values):
     return float(np.mean(values)), float(np.std(values, ddof=len(values) > 1) / len(values) ** 0.5)
 
 
-def mean_and_error(results):
+def bound_and_error(results):
     """Mean bound over seeds and its standard error (of the seeds; of the evaluation if there is one seed); inf if any diverged."""
     values = [r["bound"] for r in results]
     if None in values:

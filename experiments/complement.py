@@ -22,7 +22,7 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5), **few):
     variance = common.relative([r["noise"] for r in results[:len(seeds)]])
     for n, name in enumerate(ARMS):
         mine = results[n * len(seeds):(n + 1) * len(seeds)]
-        bound, error = common.mean_and_error(mine)
+        bound, error = common.bound_and_error(mine)
         row = dict(bound=bound, stderr=error, gradient_variance=variance[n][0], gradient_variance_stderr=variance[n][1])
         for what in ("grammatical", "consistent"):
             row[what], row[f"{what}_stderr"] = common.spread([r["samples"][0]["passages"][what][0] for r in mine])

@@ -61,7 +61,7 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, **few):
     variance, out = common.relative([r["noise"] for r in of["linear"]]), {}
     share = lambda runs, what, n=0: common.spread([r["samples"][n]["passages"][what][0] for r in runs])
     for n, name in enumerate(arms):
-        bound, error = common.mean_and_error(of[name])
+        bound, error = common.bound_and_error(of[name])
         out[name] = dict(bound=bound, stderr=error, gradient_variance=variance[n], grammatical=share(of[name], "grammatical"),
                          consistent=share(of[name], "consistent"), grammatical_as_grid=share(of["linear"], "grammatical", n + 1))
     return dict(tokens=tokens, seeds=len(seeds), rms_by_mask_rate=rms, points=arms["least variance"], arms=out)

@@ -47,7 +47,7 @@ def study(folder, axes=AXES, rates=RATES, steps=STEPS, seeds=SEEDS, grid=GRID, w
     results = common.run_all(path, [made(*cell, seed) for cell in cells for seed in seeds], workers)
     table = {}
     for n, (axis, rule, i, lr) in enumerate(cells):
-        bound, error = common.mean_and_error(results[n * len(seeds):(n + 1) * len(seeds)])
+        bound, error = common.bound_and_error(results[n * len(seeds):(n + 1) * len(seeds)])
         table.setdefault(axis, {}).setdefault(rule, {}).setdefault(str(axes[axis][i][axis]), []).append((lr, bound, error))
     summary = {}
     for axis, rules in table.items():
