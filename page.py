@@ -188,7 +188,7 @@ def films(run, samples, seed):
         ids = held[kind][:samples].astype(np.int64)
         if kind == "text":                                       # first documents of rows, or as many masks
             most = run.stream.slots["text"][0] - HEAD
-            codes = [codes_in(run, kind, row[None], "text")[0][:most - 1] for row in ids]
+            codes = [documents[0][:most - 1] for documents in codes_in(run, kind, ids, "text")]
             slot = min(most, -(-(max(map(len, codes)) + 1) // 8) * 8)
             ids = np.stack([run.stream.row(kind, [c if title.startswith("infill") else None], slot) for c in codes])
         if title.startswith("infill"):

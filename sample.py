@@ -41,8 +41,8 @@ DEFAULTS = {
     "image": dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5, guidance=1.0, candidates=4, rounds=8),
     "speech": dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6, guidance=1.0),
     "to-text": dict(sampler="entropy", budget=0.5, temperature=1.0, candidates=8),
-    "image-to-text": dict(sampler="entropy", budget=2.0, temperature=1.2, candidates=24, rounds=8),
-    "text of a pair": dict(sampler="entropy", budget=0.0),
+    "image-to-text": dict(sampler="entropy", budget=2.0, temperature=1.2, candidates=24, rounds=8, correct=1),
+    "text of a pair": dict(sampler="entropy", budget=0.0, temperature=0.7),
 }
 
 

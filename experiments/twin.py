@@ -26,7 +26,8 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
     w = common.own_text(path)
     held = w.held["text"]
     noisy = int((w.stream.describe("text", held.astype(np.int64)).member >= 0).sum())
-    characters = sum(len(t) for t in w.tokenizers["text"].decode(sum(score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text"), [])))
+    documents = score.codes_in(common.run_of(common.torch.nn.Module(), w), "text", held.astype(np.int64), "text")        # of every row
+    characters = sum(len(t) for t in w.tokenizers["text"].decode(sum(documents, [])))
 
     dtype = str(models.fast_dtype(common.torch.device("cpu"))).removeprefix("torch.")
     config = lambda total, seed, causal, factor, **more: common.base(factor, **{**models.PRESETS["toy"], **shape}, batch=BATCH, tokens=total,
