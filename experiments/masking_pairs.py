@@ -26,7 +26,7 @@ CELLS = ("seen, one thing", "seen, two things")
 
 def study(folder, world=(2_500, 10_000), tokens=600_000, seeds=(0, 1), arms=ARMS, n=100, **shape):
     common.trimodal(*world)                                                # made once, before the workers read it
-    one = dict(n=n, split="seen", candidates=1)                              # what the network draws, not what it would choose
+    one = dict(n=n, split="seen", candidates=1, correct=0)                              # what the network draws, not what it would choose
     samplers = [dict(task="text-to-image", guidance=w, steps=12, **one) for w in GUIDANCE] + [dict(task="image-to-text", temperature=0.0, budget=0.1, **one)]
     config = lambda modes, seed: common.base(**{**models.PRESETS["toy"], **shape}, batch=816 / common.LENGTH, tokens=tokens, seed=seed,
                                              trimodal=list(world), mix={"image-text": 1.0}, modes=modes, samplers=samplers)
