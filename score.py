@@ -177,7 +177,7 @@ def bounds(run, rows=256, rounds=4, seed=11):
                 part = run.stream.describe(kind, ids[i:i + 64])
                 noisy = np.isin(part.member, [KINDS[kind].index(m) for m in members])
                 nats.append(diffusion.bound(run.logits(part), run.on(part.ids), run.on(noisy), run.on(part.low),
-                                            run.on(part.high), MASK, data.rng(seed, i), rounds=rounds)[:, 0].cpu().numpy())
+                                            run.on(part.high), MASK, data.rng(seed, i), rounds=rounds).cpu().numpy())
             nats, part = np.concatenate(nats), run.stream.describe(kind, ids)
             tokens = np.isin(part.member, [KINDS[kind].index(m) for m in members]).sum(1)
             mean, error = ratio(nats, tokens)

@@ -104,7 +104,7 @@ def held_out_nats(net, stream, rows, rounds=4, kind="text"):
             nats = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(noisy, nll.double()).sum(1)
         else:
             nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
-                                   data.rng(0, 23), rounds=rounds)[:, 0]
+                                   data.rng(0, 23), rounds=rounds)
     tokens = noisy.sum(1).double()
     return tuple(map(float, score.ratio(nats.numpy(), tokens.numpy())))
 

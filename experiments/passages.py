@@ -46,7 +46,7 @@ def gaps(run, n, rounds=16):
         at, share = np.flatnonzero(extents[:n] == extent), float((extents == extent).mean())
         rows = run.stream.describe("text", np.stack([run.stream.row("text", [codes[i]], int(extent)) for i in at]))
         nats = diffusion.bound(run.logits(rows), run.on(rows.ids), run.on(rows.member >= 0), run.on(rows.low), run.on(rows.high), data.MASK,
-                               data.rng(SEED, 1), rounds=rounds)[:, 0].cpu().numpy()
+                               data.rng(SEED, 1), rounds=rounds).cpu().numpy()
         for i, value in zip(at, nats):
             writer = writer_of(texts[i])
             out.setdefault(writer, []).append(value - known[writer] - np.log(share))

@@ -60,24 +60,18 @@ def subsets(positions):
     return [s for n in range(len(positions) + 1) for s in itertools.combinations(positions, n)]
 
 
-def subset_cost(world, x, among, group=None):
+def subset_cost(world, x, among):
     """{subset S of `among`: sum over i in S of -log p(x_i | the rest)} for one sequence."""
-    out = {}
-    for s in subsets(among):
-        masked = np.isin(np.arange(world.L), s)[None]
-        nll = world.nll(x[None], masked)[0]
-        out[s] = nll.sum() if group is None else nll[group].sum()
-    return out
+    return {s: world.nll(x[None], np.isin(np.arange(world.L), s)[None])[0].sum() for s in subsets(among)}
 
 
-def order_average(world, x, among, group=None):
+def order_average(world, x, among):
     """The bound in its any-order form: the mean over orders of the chain rule's -log p. No schedule, no weight."""
     total = 0.0
     for order in itertools.permutations(among):
         for i, position in enumerate(order):
-            if group is None or group[position]:
-                hidden = np.isin(np.arange(world.L), order[i:])[None]
-                total += world.nll(x[None], hidden)[0, position]
+            hidden = np.isin(np.arange(world.L), order[i:])[None]
+            total += world.nll(x[None], hidden)[0, position]
     return total / math.factorial(len(among))
 
 
@@ -113,25 +107,22 @@ class Scripted:
         return np.arange(n) if np.isscalar(n) else n
 
 
-def exact_bound(world, sequences, among, **options):
-    """The expectation of bound(estimator="exact-k") for each sequence: the mean over its rows of a scripted call."""
+def exact_bound(world, sequences, among):
+    """The expectation of bound() for each sequence, (count,): the mean over its rows of a scripted call."""
     orders = list(itertools.permutations(range(world.L)))
     n, count = len(among), len(sequences)
     ids = np.tile(np.repeat(sequences, len(orders), 0), (n, 1))
     noise = np.tile(np.array(orders) / world.L, (count * n, 1))
     noisy = torch.tensor(np.isin(np.arange(world.L), among)).expand(len(ids), -1)
-    group = options.pop("group", None)
-    group = None if group is None else torch.tensor(group).expand(len(ids), -1)
-    nats = d.bound(world.predict_any, torch.tensor(ids), noisy, *world.ranges(len(ids)), MASK, Scripted(noise),
-                   group=group)
-    return nats.numpy().reshape(n, count, len(orders), -1).mean((0, 2))                                  # (count, G)
+    nats = d.bound(world.predict_any, torch.tensor(ids), noisy, *world.ranges(len(ids)), MASK, Scripted(noise))
+    return nats.numpy().reshape(n, count, len(orders)).mean((0, 2))
 
 
 @pytest.mark.parametrize("world", (WORLD, NOISY_NET), ids=("oracle", "random"))
 def test_bound_equals_the_enumeration(world):
     """bound() over all masks = mean over orders of the chain rule = sum over k and subsets, for every sequence."""
     among = tuple(range(world.L))
-    nats = exact_bound(world, world.sequences, among)[:, 0]
+    nats = exact_bound(world, world.sequences, among)
     orders = np.array([order_average(world, x, among) for x in world.sequences])
     np.testing.assert_allclose(nats, orders, atol=1e-6)
     for x, value in zip(world.sequences[::5], orders[::5]):
@@ -147,7 +138,7 @@ def test_bound_equals_the_enumeration(world):
 def test_worked_example_of_the_docstring():
     x = torch.tensor([[1, 1], [1, 1]])
     script = Scripted(np.array([[0.1, 0.9], [0.1, 0.9]]))
-    nats = d.bound(TWINS.predict_any, x, x > 0, *TWINS.ranges(2), MASK, script)[:, 0]
+    nats = d.bound(TWINS.predict_any, x, x > 0, *TWINS.ranges(2), MASK, script)
     np.testing.assert_allclose(nats, [0, 2 * math.log(2)], atol=1e-7)          # k = 1: 2 * 0; k = 2: 1 * 2 ln 2
     assert abs(nats.mean() - TWINS.entropy()) < 1e-7
 
@@ -162,55 +153,36 @@ def test_every_schedule_has_the_same_bound(name, world):
         assert abs(quadrature(world, x, make(name), complement=True) - value) < 1e-6
 
 
-def test_conditional_bounds_and_groups():
-    """A subset of noisy positions gives the conditional entropy; the groups' terms are right and sum to the whole."""
-    joint, sequences = WORLD.joint, WORLD.sequences
-    nats = exact_bound(WORLD, sequences, (0, 2))[:, 0]
-    given = joint.sum((0, 2))
+def test_conditional_bounds():
+    """A subset of noisy positions gives the conditional entropy."""
+    nats, given = exact_bound(WORLD, WORLD.sequences, (0, 2)), WORLD.joint.sum((0, 2))
     conditional = WORLD.entropy() + (given * np.log(given)).sum()
     assert abs(WORLD.p @ nats - conditional) < 1e-6
-    group = np.array([1, 0, 1])
-    for world in (WORLD, NOISY_NET):
-        split = exact_bound(world, sequences, (0, 1, 2), group=group)                                    # (27, 2)
-        np.testing.assert_allclose(split.sum(1), exact_bound(world, sequences, (0, 1, 2))[:, 0], atol=1e-6)
-        for g in (0, 1):
-            want = [order_average(world, x, (0, 1, 2), group == g) for x in sequences]
-            np.testing.assert_allclose(split[:, g], want, atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ("exact-k", "time"))
-def test_rows_that_are_to_be_judged_alike_get_the_same_masks(estimator):
+def test_rows_that_are_to_be_judged_alike_get_the_same_masks():
     """Three copies of every row cost the same nats, those that the rows cost alone with the same random numbers."""
     ids, noisy = torch.tensor(NOISY_NET.sequences[[5, 8, 17, 22]]), torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]).bool()
     nats = {}
     for alike in (1, 3):
         low, high = NOISY_NET.ranges(4 * alike)
         rows, number = [z.repeat_interleave(alike, 0) for z in (ids, noisy)], torch.arange(4).repeat_interleave(alike)
-        nats[alike] = d.bound(NOISY_NET.predict_any, *rows, low, high, MASK, np.random.default_rng(4), rounds=2, estimator=estimator, alike=number)
+        nats[alike] = d.bound(NOISY_NET.predict_any, *rows, low, high, MASK, np.random.default_rng(4), rounds=2, alike=number)
     assert torch.equal(nats[3], nats[1].repeat_interleave(3, 0)) and len(nats[1].unique()) > 1
 
 
-@pytest.mark.parametrize("estimator,name", (("exact-k", "linear"), ("time", "linear"), ("time", "cosine"),
-                                            ("time", "poly:0.5")))
-def test_estimators_are_unbiased(estimator, name):
+def test_the_bound_is_unbiased():
     """Rows with 0, 1, 2 and 3 noisy tokens, each against its own exact value, over many independent calls."""
-    rng, sched = np.random.default_rng(3), make(name)
+    rng = np.random.default_rng(3)
     ids = torch.tensor(NOISY_NET.sequences[[5, 8, 17, 22, 26, 1]])
     noisy = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
     low, high = NOISY_NET.ranges(len(ids))
-    draws = np.stack([d.bound(NOISY_NET.predict_any, ids, noisy, low, high, MASK, rng, rounds=10, estimator=estimator,
-                              sched=sched)[:, 0].numpy() for _ in range(400)])                           # (400, B)
+    draws = np.stack([d.bound(NOISY_NET.predict_any, ids, noisy, low, high, MASK, rng, rounds=10).numpy() for _ in range(400)])  # (400, B)
     for x, where, values in zip(ids.numpy(), noisy.numpy(), draws.T):
         among = tuple(np.flatnonzero(where))
         want = order_average(NOISY_NET, x, among)
-        if estimator == "time" and among:           # this estimator knows times in [T_MIN, 1 - T_MIN] only
-            inside = quadrature(NOISY_NET, x, sched, d.T_MIN, 1 - d.T_MIN, among=among) / (1 - 2 * d.T_MIN)
-            assert abs(inside / want - 1) < (0.04 if name == "poly:0.5" else 0.002)      # sqrt(T_MIN) of the mask rates
-            want = inside
         mean, error = mean_and_error(values)
         assert abs(mean - want) <= 4 * error + 1e-6, (mean, want, error)       # 1e-6: the network is float32
-    with pytest.raises(ValueError):
-        d.bound(NOISY_NET.predict_any, ids, noisy, low, high, MASK, rng, estimator="exact")
 
 
 def estimates(world, x, times, lossy, member, u, sched, complement, weighting="bound"):

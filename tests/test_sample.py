@@ -99,22 +99,28 @@ def test_flags_may_stand_before_the_prompt(trained, tmp_path):
     assert len(list(tmp_path.glob("text-0-*.txt"))) == 2 and all(p.read_text().startswith("the red") for p in tmp_path.glob("*.txt")), done.stdout
 
 
-def test_both_estimators_agree_on_a_trained_model(trained):
-    """exact-k and time-sampled masks estimate one bound; the latter leaves 0.1% of the times at each end out."""
+def test_the_loss_of_training_is_the_bound_of_a_trained_model(trained):
+    """Times drawn as in training, with any schedule's weights, and masks of exactly k tokens estimate one bound; the former leave 0.1% of the
+    times at each end out."""
     run = sample.load_run(trained[0], torch.device("cpu"))
-    held = np.load(trained[0] / "validation.npz")
-    for kind in ("text", "image-text"):
-        rows = run.stream.describe(kind, np.resize(held[kind].astype(np.int64), (32, held[kind].shape[1])))
-        noisy = torch.from_numpy(np.ascontiguousarray(rows.member >= 0))
-        means, errors = [], []
-        for estimator in ("exact-k", "time"):
-            draws = np.stack([diffusion.bound(run.logits(rows), run.on(rows.ids), noisy, run.on(rows.low), run.on(rows.high),
-                                              data.MASK, data.rng(5, i), estimator=estimator)[:, 0].numpy().mean()
-                              for i in range(24)])
-            means.append(draws.mean())
-            errors.append(draws.std() / len(draws) ** 0.5)
-        assert abs(means[0] - means[1]) < 4 * np.hypot(*errors) + 0.003 * means[0], (kind, means, errors)
-        assert max(errors) < 0.05 * means[0]                             # tight enough to tell
+    ids = np.load(trained[0] / "validation.npz")["image-text"].astype(np.int64)
+    rows = run.stream.describe("image-text", np.resize(ids, (32, ids.shape[1])))
+    ids, low, high, member = (torch.from_numpy(np.array(a)) for a in (rows.ids, rows.low, rows.high, rows.member))
+    predict, noisy = run.logits(rows), member >= 0
+    draws = {"bound": [diffusion.bound(predict, ids, noisy, low, high, data.MASK, data.rng(5, i)).mean() for i in range(24)]}
+    for name in ("linear", "cosine"):
+        draws[name] = []
+        for i in range(24):
+            rng = data.rng(6, i)
+            times = np.repeat(diffusion.stratified_times(32, rng.random())[:, None], 2, 1)
+            x, masked, weight, _ = diffusion.mask_tokens(ids, member.long(), times, np.ones((32, 2), bool), torch.from_numpy(rng.random(ids.shape)), data.MASK,
+                                                         diffusion.schedule(name))
+            with torch.no_grad():
+                nll = diffusion.token_nll(predict(x, masked), ids[masked], low[masked], high[masked])
+            draws[name].append((nll * weight[masked]).sum() / 32)
+    (want, error), *others = ((float(np.mean(v)), float(np.std(v)) / 24 ** 0.5) for v in draws.values())
+    for mean, its in others:
+        assert abs(mean - want) < 4 * np.hypot(error, its) + 0.003 * want, (want, error, mean, its)
 
 
 def test_sampling_is_a_function_of_the_seed(trained):
