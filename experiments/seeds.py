@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ALSO = ("background", "colour", "shape", "size", "relation", "whole phrase", "consistent", "distinct", "forms")  # attributes to name
+ALSO = ("background", "colour", "shape", "size", "relation", "whole phrase", "several words", "consistent", "distinct", "forms")  # attributes to name
 
 
 def rows(scores):
