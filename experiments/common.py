@@ -57,7 +57,7 @@ def world(count=30_000, held=256):
 @functools.lru_cache(maxsize=1)
 def trimodal(steps=2_500, items=10_000):
     """The toy world in three modalities, by train.py's own steps; the tokenizers, trained for `steps` each, and the rows stay in
-    experiments/cache (four minutes the first time)."""
+    experiments/cache (three minutes the first time)."""
     args = flags.parser().parse_args(["--image-steps", str(steps), "--speech-steps", str(steps), "--pictures", str(items),
                                       "--passages", str(items), "--utterances", str(3 * items // 10)])
     scripts = [(HERE.parent / name).read_bytes() for name in (
