@@ -7,7 +7,7 @@ world of one's own cannot confirm or refute that: other data has other exponents
 Set-up: experiments/common.py, `trimodal`; width 32 to 128, depth 1 to 4, a third of the tokens of each kind, joint masking, steps of 1,536
 tokens, 0.09 to 1.5 million tokens, two seeds; N without embeddings and head. Bounds of each kind's rows and of all tokens. Intervals (10 to
 90%): fits to runs drawn anew with replacement.
-On two cores about 18 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
+On two cores about 19 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
 """
 import argparse
 
