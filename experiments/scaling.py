@@ -92,7 +92,7 @@ def draw(result):
         panels[4].loglog([p["N"] for p in r["frontier"]], [p["D"] for p in r["frontier"]], marker="o", label=part)
     panels[4].loglog(*zip(*((p["N"], p["paper"]) for p in result["text"]["frontier"])), ls=":", label="7754 N^0.84, far outside its range")
     panels[4].set(xlabel="parameters N", title="tokens D* of least compute")
-    panels[4].legend(fontsize=7)
+    panels[4].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
