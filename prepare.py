@@ -12,18 +12,18 @@ from safe import DataError, UsageError, read_json, write_json
 TOKENIZER_BYTES = 2 ** 29  # of pictures or clips that a tokenizer is trained on, at most
 
 
-# What the flags make of a tokenizer's settings; sizes: those of the data.
+# What the flags make of a tokenizer's settings; shape: that of a sample, if there is one.
 CONFIGS = {
-    "image": lambda module, args, **sizes: module.ImageConfig(patch=args.patch, colours=args.image_colours, levels=args.image_levels, **sizes),
-    "speech": lambda module, args: module.AudioConfig(stride=args.speech_stride, groups=args.speech_groups, levels=args.speech_levels),
+    "image": lambda module, args, *shape: module.ImageConfig(*shape, patch=args.patch, colours=args.image_colours, levels=args.image_levels),
+    "speech": lambda module, args, *_: module.AudioConfig(stride=args.speech_stride, groups=args.speech_groups, levels=args.speech_levels),
 }
 NAMED = {"image": "--image-side, --patch, --image-colours, --image-levels", "speech": "--speech-stride, --speech-levels"}  # what can be wrong there
 
 
-def config_of(modality, args, **sizes):
+def config_of(modality, args, *shape):
     """Settings of a modality's tokenizer. A UsageError for flags that cannot be right."""
     try:
-        return CONFIGS[modality](data.tokenizer_module(modality), args, **sizes)
+        return CONFIGS[modality](data.tokenizer_module(modality), args, *shape)
     except ValueError as error:
         raise UsageError(f"{NAMED[modality]}: {error}")
 
@@ -53,9 +53,8 @@ def make_tokenizer(modality, sources, args, folder, device):
                 break
         held, samples = samples[:max(1, len(samples) // 20)], samples[max(1, len(samples) // 20):] or samples
         steps, seconds = (getattr(args, f"{modality}_{unit}") for unit in ("steps", "seconds"))
-        sizes = dict(zip(("height", "width", "channels"), samples[0].shape)) if modality == "image" else {}
-        tokenizer = module.train(samples, config_of(modality, args, **sizes), **(dict(steps=steps) if steps else dict(seconds=seconds)),
-                                 seed=args.seed, device=device)
+        budget = dict(steps=steps) if steps else dict(seconds=seconds)
+        tokenizer = module.train(samples, config_of(modality, args, *samples[0].shape), **budget, seed=args.seed, device=device)
         tokenizer.to("cpu")
     report = tokenizer.report(held)
     print(module.lines(report), f"({time.time() - start:.0f} s)", flush=True)
@@ -102,7 +101,7 @@ def own_sources(args):
         side, channels = readers.picture_format(args.images)
         unit = args.patch or 4
         side = args.image_side or max(unit, side // unit * unit)
-        config_of("image", args, height=side, width=side, channels=channels)
+        config_of("image", args, side, side, channels)
         sources["image-text"] = readers.merge([readers.read_images(p, side, channels, **common) for p in args.images])
     if args.speech:
         config = config_of("speech", args)

@@ -412,13 +412,14 @@ SETTINGS = {
     "top_k": (int, *POSITIVE, "draw among so many likeliest tokens"),
     "top_p": (float, lambda v: 0 < v <= 1, "above 0 and at most 1", "draw among the likeliest tokens with this share of probability"),
     "guidance": (float, lambda v: True, "a number", "what the prompt changes counts 1 + so many times; 0: no second call"),
+    "growing": (bool, lambda v: True, "", "guidance in proportion to what is revealed already"),
     "candidates": (int, *POSITIVE, "draw so many answers, keep the one that fits the prompt best"),
     "rounds": (int, *POSITIVE, "masks under which the network judges that"),
     "correct": (int, *NOT_NEGATIVE, "rounds of correction afterwards"),
 }
 # Arguments that some tasks alone have, and what a task cannot have.
 ONLY = {"length": ("text",), "hole": ("infill",), "caption": ("infill",), "json": ("score",)}
-WITHOUT = {"infill": ("guidance", "growing", "candidates", "rounds"), "page": ("n", "growing", *SETTINGS)}
+WITHOUT = {"infill": ("guidance", "growing", "candidates", "rounds"), "page": ("n", *SETTINGS)}
 
 
 def check(args):
@@ -456,14 +457,14 @@ def main():
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     g = p.add_argument_group("sampler (defaults depend on the task: DEFAULTS in sample.py)")
     for name, (kind, _, what, text) in SETTINGS.items():
-        g.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text + (f"; {what}" if kind is str else ""))
-    g.add_argument("--growing", action="store_true", default=None, help="guidance in proportion to what is revealed already")
+        how = dict(action="store_true", default=None) if kind is bool else dict(type=kind)
+        g.add_argument(f"--{name.replace('_', '-')}", **how, help=text + (f"; {what}" if kind is str else ""))
     args = p.parse_intermixed_args()                                       # flags may stand before the prompt
     if args.task is None:
         raise UsageError("which task? " + ", ".join([*TASKS, "infill", "score", "page"]) + (
             "; --help says more" if (Path(args.run) / "checkpoint.pt").exists() else
             f"; and {args.run} holds no trained model yet: python train.py makes one in ten to twelve minutes"))
-    changes = {k: getattr(args, k) for k in (*SETTINGS, "growing")}
+    changes = {k: getattr(args, k) for k in SETTINGS}
     check(args)
     run = load_run(args.run, safe.pick_device(args.device))
     if args.task == "score":

@@ -107,9 +107,14 @@ def diversity(ids, repeats):
             "entropy": float(np.log(repeats / alike).mean(1).sum(1).mean())}
 
 
+def samples_of(result):
+    """Samples of all cells of a task."""
+    return sum(cell["n"] for cell in result["cells"].values())
+
+
 def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes):
-    """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {samples, nfe, seconds (of all cells), n,
-    accuracy, stderr (of the n samples of the seen cells), cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
+    """Judge fresh samples of every task, n a cell, and estimate the bound. Returns {task: {nfe, seconds (of all cells), n, accuracy,
+    stderr (of the n samples of the seen cells), cells: {cell: {n, all, ATTRIBUTE, ..._stderr}}, diversity}, "bound": see `bounds`, "tokenizers": see `reconstructions`}.
     Or only tasks, without those two; with repeats=0 the judged samples alone. changes: to the sampler's settings. Raises UsageError for a
     task that cannot be judged."""
     toy = not any(run.config["args"][k] for k in ("text", "images", "speech"))
@@ -117,7 +122,7 @@ def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes)
     if unknown := [t for t in tasks if t not in judged]:
         raise safe.UsageError(f"score {unknown[0]}: {run.folder} is judged on {', '.join(judged)}")
     for task, cells in ((t, judged[t]) for t in tasks or judged):
-        result = {"samples": 0, "nfe": 0.0, "seconds": 0.0, "cells": {}}
+        result = {"nfe": 0.0, "seconds": 0.0, "cells": {}}
         for name, (prompts, judge) in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
             made = answers(run, task, prompts, seed, changes)
             verdict = judge(made.outputs)
@@ -127,10 +132,9 @@ def score(run, n=200, seed=SEED, bound_rows=256, repeats=8, tasks=(), **changes)
                 if mean is not None:
                     cell[attribute], cell[f"{attribute}_stderr"] = mean, error
             result["cells"][name] = cell
-            result["samples"] += len(prompts)
             result["nfe"] += made.nfe * len(prompts)
             result["seconds"] += made.seconds
-        result["nfe"] /= result["samples"]
+        result["nfe"] /= samples_of(result)
         pooled = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
         result["n"] = total = sum(c["n"] for c in pooled)
         result["accuracy"] = sum(c["all"] * c["n"] for c in pooled) / total
@@ -216,7 +220,7 @@ def table(scores):
                 spread = result["diversity"]
                 lines.append(f"{task:15} of one prompt {spread['samples']} samples: {100 * spread['distinct']:.0f}% different, "
                              f"{spread['entropy']:.1f} nats")
-            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / result.get('samples', result['n']) * 1000:.0f} ms a sample)"
+            lines[-1] += f"   ({result['nfe']:.1f} NFE, {result['seconds'] / samples_of(result) * 1000:.0f} ms a sample)"
     for modality, r in scores.get("tokenizers", {}).items():
         lines.append(f"{modality + ' tokenizer':35} {100 * r['tokens'][0]:5.1f} ± {100 * r['tokens'][1]:3.1f}%   of the true ones {100 * r['true'][0]:.1f}%")
     if "bound" in scores:

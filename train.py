@@ -424,15 +424,13 @@ PARTS = ["config.json", "log.jsonl", "scores.json", "scores.jsonl", "index.html"
 def make_way(folder, args):
     """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. What is there
     without a checkpoint is the rest of a failed start and goes, so that it never takes the place of a run in `old`. With
-    --keep-tokenizers the tokenizers stay, and the tokens that they made."""
+    --keep-tokenizers the tokenizers stay."""
     whole = (folder / "checkpoint.pt").exists()
     if whole and not args.overwrite:
         raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
                          f"--run leaves it alone")
     if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
         data.check_layout(then["layout_version"], folder)
-    for path in () if args.keep_tokenizers else [p for part in ("codes", "ends", "rows") for p in (folder / "cache").glob(f"*-{part}.npy")]:
-        path.unlink()
     tokenizers = [] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]
     for path in (folder / name for name in PARTS + tokenizers + ["checkpoint.pt"]):   # the checkpoint last: it tells a run from a rest
         if path.exists() and whole:
