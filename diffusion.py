@@ -356,7 +356,7 @@ def corrected(x, state, rounds, parts=8):
     likely rows (drawn anew at random places, at temperature 1, it would be Gibbs sampling). Ours: one token a round."""
     mine, settled = state.mine, torch.zeros_like(x[:, 0], dtype=torch.bool)
     for _ in range(rounds):
-        noise = torch.where(mine, state.uniform(x.shape), torch.full(x.shape, 2.0, dtype=torch.float64, device=x.device))
+        noise = state.uniform(x.shape[1:]).expand(x.shape).masked_fill(~mine, 2.0)       # rows that agree are asked the same
         part, lack = noise.argsort(1).argsort(1) % parts, torch.zeros(x.shape, device=x.device)
         for n in range(parts):
             lack += state.lack(x, mine & (part == n) & ~settled[:, None])

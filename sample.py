@@ -73,10 +73,20 @@ class Run:
         fixed = [torch.from_numpy(np.array(a)).to(self.device) for a in (rows.place, rows.doc) if a is not None]
         same = all(bool((a == a[:1]).all()) for a in fixed)          # then any subset of rows may be asked for
 
-        def predict(x, where):
+        def ask(x, where):
             layout = [a[:1].expand(len(x), -1) for a in fixed] if same else fixed
             with models.autocast(self.device, self.dtype):
                 return self.net(x.to(self.device), *layout, select=where.to(self.device)).to(x.device)
+
+        def predict(x, where):
+            # candidates for one prompt, and rows without their conditions, often agree: each is asked once
+            different, at = torch.cat((x, where), 1).unique(dim=0, return_inverse=True)                    # (b', 2L), (b,)
+            if not same or len(different) == len(x):
+                return ask(x, where)
+            shown, hidden = different[:, :x.shape[1]], different[:, x.shape[1]:].bool()                    # (b', L) each
+            logits = ask(shown, hidden)                                                                    # (M', V)
+            number = torch.zeros_like(shown).masked_scatter(hidden, torch.arange(len(logits), device=x.device))
+            return logits[number[at][where]]                                                               # (M, V)
         return predict
 
     def on(self, array):

@@ -173,6 +173,23 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
         assert kept.tolist() == [2, 4, 10] and nfe.tolist() == [24, 18, 24]   # two of the second row's are one
 
 
+def test_rows_that_agree_are_asked_once(trained):
+    """And what comes out is what every row gets alone."""
+    run, asked = sample.load_run(trained[0], torch.device("cpu")), []
+    net, run.dtype = run.net, torch.float32
+    rows = run.stream.describe("image-text", np.repeat(run.stream.row("image-text", [None, None])[None], 5, 0))
+    x = torch.from_numpy(np.array(rows.ids)).long()
+    where = x == data.MASK
+    first = where[0].nonzero()[0]
+    x[[1, 3], first] = run.stream.start["image"]                       # rows 0, 2 and 4 agree, and rows 1 and 3 but for what they ask
+    where[[1, 3], first] = where[3, -1] = False
+    run.net = lambda x, *layout, select: asked.append(len(x)) or net(x, *layout, select=select)
+    with torch.no_grad():
+        alone = torch.cat([run.logits(rows)(x[i:i + 1], where[i:i + 1]) for i in range(5)])
+        together = run.logits(rows)(x, where)
+    assert asked == [1] * 5 + [3] and torch.allclose(alone, together, atol=1e-5)
+
+
 def test_several_runs_make_one_table(trained, tmp_path):
     """Mean and standard deviation of two runs' scores, by hand."""
     scores = json.loads((trained[0] / "scores.json").read_text())
