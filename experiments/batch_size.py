@@ -5,7 +5,7 @@ rule (with and without gradient clipping), if nothing follows, and if the learni
 linearly)? And what does the exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
-Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 1,500,000 tokens, base batch of 16 rows
+Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 3,000,000 tokens, base batch of 16 rows
 (1536 tokens); learning rate, betas, weight decay and the embeddings' rate tuned there once (GRID, one after the other, seed 0),
 then batches from 1/8 to 16 times the base, two seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
 On two cores about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
@@ -18,7 +18,7 @@ import common
 from common import train
 
 SHAPE = dict(width=64, depth=2, head_dim=32, base_width=64, base_depth=2)
-ROWS, TOKENS, SEEDS = 16, 1_500_000, (0, 1)
+ROWS, TOKENS, SEEDS = 16, 3_000_000, (0, 1)
 RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
 FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay")
 GRID = ([dict(lr=2.0 ** -k) for k in (11, 10, 9, 8)],
