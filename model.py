@@ -137,8 +137,8 @@ def orthogonal(x, dtype=torch.float32):
 
     Newton-Schulz in three steps, each the odd quintic nearest to one on what the step before left of the interval [0.01, 1] (as in the
     Polar Express, arXiv 2505.16932): singular values above a hundredth of the norm end between 0.73 and 1.27. The norm is Schatten's
-    of order 4, a bound on the largest singular value that is several times tighter than Frobenius' and falls off the first step.
-    dtype: of the products and of what is returned; bfloat16 does (Jordan's choice).
+    of order 4, || x x^T ||_F^(1/2): a bound on the largest singular value several times tighter than Frobenius', from a product that
+    the first step needs anyway. dtype: of the products and of what is returned; bfloat16 does (Jordan's choice).
     """
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
