@@ -8,7 +8,7 @@ networks this way.
 Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, one seed. Betas
 and the rates of the tables are tuned at the smallest shape (GRID, one after the other); both parameterisations are the
 same network there.
-On two cores about 10 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
+On two cores about 26 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
 """
 import argparse
 
@@ -18,8 +18,8 @@ import common
 from common import train
 
 WIDTHS, DEPTHS, ROWS, STEPS, SEEDS = (32, 64, 128, 256), (1, 2, 4, 8), 8, 250, (0,)
-RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7, 6, 5))
-GRID = ([dict(lr=2.0 ** -k) for k in (9, 8, 7, 6, 5)],
+RATES = tuple(2.0 ** -k for k in (11, 10, 9, 8, 7, 6, 5, 4, 3))
+GRID = ([dict(lr=2.0 ** -k) for k in (9, 8, 7, 6, 5, 4, 3)],
         [dict(beta1=a, beta2=b) for a, b in ((0.9, 0.98), (0.8, 0.9), (0.6, 0.8))],
         [dict(rates=dict(embedding=x, unembedding=y)) for x in (1.0, 0.3, 0.1) for y in (1.0, 0.4)])
 AXES = {  # axis -> shapes; the first is the base
