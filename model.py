@@ -144,8 +144,8 @@ def orthogonal(x, dtype=torch.float32):
     x = x.mT if tall else x
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)                                  # so that no square underflows
     A = x @ x.mT                                                                                   # (n, a, a)
-    norm = A.norm(dim=(1, 2), keepdim=True) + 1e-7                                                 # Schatten's, squared
-    A, x = A / norm, x / norm.sqrt()
+    norm = A.norm(dim=(1, 2), keepdim=True, dtype=torch.float32) + 1e-7                            # Schatten's, squared
+    A, x = (A / norm).to(dtype), (x / norm.sqrt()).to(dtype)
     for step, (first, third, fifth) in enumerate(QUINTICS):
         A = x @ x.mT if step else A
         B = torch.baddbmm(A, A, A, beta=third, alpha=fifth)                                        # (n, a, a)

@@ -80,8 +80,8 @@ class Run:
 
         def predict(x, where):
             # candidates for one prompt, and rows without their conditions, often agree: each is asked once
-            different, at = torch.cat((x, where), 1).unique(dim=0, return_inverse=True)                    # (b', 2L), (b,)
-            if not same or len(different) == len(x):
+            different, at = torch.cat((x, where), 1).unique(dim=0, return_inverse=True) if same else (x, None)  # (b', 2L), (b,)
+            if len(different) == len(x):
                 return ask(x, where)
             shown, hidden = different[:, :x.shape[1]], different[:, x.shape[1]:].bool()                    # (b', L) each
             logits = ask(shown, hidden)                                                                    # (M', V)
