@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import diffusion
@@ -85,7 +86,7 @@ def matmul_rate(device, dtype, n=2048):
 
 def time_step(args, stream, rows, per_step, device, causal=False):
     """Median step of the diffusion model, or of its causal twin -> (config, {part: seconds}, steps timed, positions a step that go through
-    the head)."""
+    the head, FLOPs of the optimizer's matrix products)."""
     config = models.ModelConfig(stream.vocab, stream.places, **{**models.PRESETS[args.preset], **args.shape}, causal=causal)
     net = models.Transformer(config, seed=args.seed).to(device)
     dtype, autocast = train.precision(args, device)
@@ -123,7 +124,12 @@ def time_step(args, stream, rows, per_step, device, causal=False):
         print(f"torch.compile failed ({type(error).__name__}): timed without", file=sys.stderr)
         trunk = net.trunk
         parts, steps = measure(step, device, args.steps)
-    return config, parts, steps, float(np.mean(head))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with FlopCounterMode(display=False) as counted:
+        for optimizer in optimizers:
+            optimizer.step()
+    return config, parts, steps, float(np.mean(head)), counted.get_total_flops()
 
 
 def plain_step(args, stream, rows, per_step, device):
@@ -180,13 +186,14 @@ def bench(args, device):
     result["matmul_flops"] = matmul_rate(device, dtype)
     peak = known or result["matmul_flops"]
     for what, causal in (("diffusion", False), ("autoregressive", True)):
-        config, parts, steps, head = time_step(args, stream, rows, per_step, device, causal)
+        config, parts, steps, head, updates = time_step(args, stream, rows, per_step, device, causal)
         seconds = parts["forward"] + parts["backward"] + parts["optimizer"]           # data is made while the device works
         length = sum(n * stream.length(k) ** 2 for k, n in per_step.items()) / positions
         flops = positions * models.flops_per_token(config, length, head / positions)
         result[what] = dict(steps=steps, milliseconds={k: 1000 * v for k, v in parts.items()}, step_ms=1000 * seconds,
                             tokens_per_second=tokens / seconds, positions_per_second=positions / seconds,
-                            flops_per_step=flops, utilisation=flops / seconds / peak, data_share=parts["data"] / seconds)
+                            flops_per_step=flops, utilisation=flops / seconds / peak, optimizer_flops=updates,
+                            products=(flops + updates) / seconds / peak, data_share=parts["data"] / seconds)
     if args.kinds == ["text"]:
         seconds = plain_step(args, stream, rows, per_step, device)
         result["plain"] = dict(step_ms=1000 * seconds, tokens_per_second=tokens / seconds)
@@ -198,14 +205,14 @@ def bench(args, device):
         return result
     print(f"{name}, {result['dtype']}, preset {args.preset}: {config.width} x {config.depth}, {per_step} rows of "
           f"{ {k: stream.length(k) for k in per_step} } tokens, {100 * result['real_share']:.0f}% of them real")
-    print(f"{'':15}{'step':>9}{'forward':>9}{'backward':>10}{'optimizer':>11}{'data':>8}{'tokens/s':>11}{'utilised':>10}")
+    print(f"{'':15}{'step':>9}{'forward':>9}{'backward':>10}{'optimizer':>11}{'data':>8}{'tokens/s':>11}{'utilised':>10}{'products':>10}")
     for what in ("diffusion", "autoregressive"):
         r, ms = result[what], result[what]["milliseconds"]
         print(f"{what:15}{r['step_ms']:6.1f} ms{ms['forward']:9.1f}{ms['backward']:10.1f}{ms['optimizer']:11.1f}{ms['data']:8.1f}"
-              f"{r['tokens_per_second']:11.0f}{100 * r['utilisation']:9.0f}%")
+              f"{r['tokens_per_second']:11.0f}{100 * r['utilisation']:9.0f}%{100 * r['products']:9.0f}%")
     if "plain" in result:
         print(f"{'plain':15}{result['plain']['step_ms']:6.1f} ms{'':38}{result['plain']['tokens_per_second']:11.0f}")
-    print(f"utilised: of {peak / 1e12:.3g} TFLOP/s, " + ("the device's peak" if known else "a large matrix product in this run")
+    print(f"utilised: by the network's products; products: by the optimizer's, too; of {peak / 1e12:.3g} TFLOP/s, " + ("the device's peak" if known else "a large matrix product in this run")
           + f"; diffusion {result['against_autoregressive']:.2f} times its twin's tokens a second"
           + (f", {result['against_plain']:.2f} times the plain GPT's" if "plain" in result else "")
           + (f"; peak memory {result['peak_bytes'] / 2**30:.2f} GiB" if result["peak_bytes"] else ""))

@@ -159,6 +159,9 @@ def test_bench_times_all_three_and_adds_up(tmp_path):
         assert result[what]["tokens_per_second"] == pytest.approx(256 / result[what]["step_ms"] * 1000, rel=1e-6)
         config = models.ModelConfig(65, 1, width=64, depth=1, head_dim=32, causal=what == "autoregressive")
         assert 0.3 < result[what]["flops_per_step"] / (256 * models.flops_per_token(config, 32, 0.75)) < 1.7
+        shapes = [(64, 64)] * 4 + [(64, 176)] * 3                        # Muon: q, k, v, out; gate, up, down: three steps of three products
+        assert result[what]["optimizer_flops"] == sum(3 * (2 * a * a * b * 2 + 2 * a ** 3) for a, b in shapes)
+        assert result[what]["products"] > result[what]["utilisation"]
     assert result["plain"]["tokens_per_second"] > 0 and result["peak_bytes"] > 1e7
 
 
@@ -167,7 +170,7 @@ def test_the_bench_of_complements_has_as_many_rows():
     args = flags.parser().parse_args(["--complement", "--steps", "3", "--kinds", "text", "--compile", "off", "--dtype", "float32", "--text-length", "32",
                                       "--vocab", "65", "--shape", '{"width": 64, "depth": 1, "head_dim": 32}'])
     stream, rows = bench.make_rows(args)
-    head = bench.time_step(args, stream, rows, {"text": 8}, torch.device("cpu"))[-1]
+    head = bench.time_step(args, stream, rows, {"text": 8}, torch.device("cpu"))[3]
     assert head == 4 * int((stream.describe("text", rows["text"][:1].astype(np.int64)).member >= 0).sum())
 
 
