@@ -12,7 +12,7 @@ import model as models
 # The tuned point (ours): the settings below were tuned for steps of this many tokens and a run of this many tokens.
 BASE = dict(batch=2048, tokens=6_000_000, lr=1e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.1, ema=0.99,
             muon_lr=0.012, momentum=0.95)
-S_CRIT = 488  # steps below which the loss rises by over 2%, measured for a toy network: experiments/batch_size.py
+S_CRIT = 977  # steps below which the loss rises by over 2%, measured for a toy network: experiments/batch_size.py
 
 
 def batch_rule(batch, tokens, base=BASE, gamma=0.44):

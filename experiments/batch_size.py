@@ -5,9 +5,10 @@ rule (with and without gradient clipping), if nothing follows, and if the learni
 linearly)? And what does the exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
-Set-up: experiments/common.py; 100k parameters outside the tables (width 64, depth 2), 3,000,000 tokens, base batch of 16 rows
-(1536 tokens); learning rate, betas, weight decay and the embeddings' rate tuned there once (GRID, one after the other, seed 0),
-then batches from 1/8 to 16 times the base, two seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
+Set-up: experiments/common.py; the default run's optimizer (Muon and AdamW; the paper speaks of AdamW alone), 100k parameters outside
+the tables (width 64, depth 2), 1,500,000 tokens, base batch of 8 rows (768 tokens). Learning rates, betas and momentum, the
+embeddings' rate and weight decay are tuned there once (`grid`, one after the other, seed 0), then batches from 1/4 to 16 times the
+base, three seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
 On two cores about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
 """
 import argparse
@@ -17,37 +18,40 @@ import numpy as np
 import common
 from common import train
 
-SHAPE = dict(width=64, depth=2, head_dim=32, base_width=64, base_depth=2)
-ROWS, TOKENS, SEEDS = 16, 3_000_000, (0, 1)
-RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
-FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay")
-GRID = ([dict(lr=2.0 ** -k) for k in (11, 10, 9, 8)],
-        [dict(beta1=a, beta2=b) for a, b in ((0.9, 0.98), (0.8, 0.9), (0.6, 0.8), (0.9, 0.95))],
-        [dict(rates=dict(embedding=x)) for x in (1.0, 0.3, 0.1)],
-        [dict(weight_decay=w) for w in (0.1, 0.3, 1.0)],
-        [dict(lr=2.0 ** -k) for k in (11, 10, 9, 8)])
+ROWS, TOKENS, SEEDS = 8, 1_500_000, (0, 1, 2)
+RATIOS = (1 / 4, 1 / 2, 1, 2, 4, 8, 16)
+FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")
+
+
+def grid(c):
+    """What is tried around the settings c, one list after the other."""
+    times = lambda name, *factors: [{name: c[name] * x} for x in factors]
+    return [times("muon_lr", 1, 1 / 4, 1 / 2, 2), times("lr", 1, 1 / 4, 1 / 2, 2, 4),
+            [{k: c[k] ** power for k in ("beta1", "beta2", "momentum")} for power in (1, 1 / 2, 2, 4)],
+            [dict(rates=dict(embedding=x)) for x in (1.0, 0.3, 3.0)], times("weight_decay", 1, 1 / 3, 3),
+            times("muon_lr", 1, 1 / 4, 1 / 2, 2)]
 
 
 def settings(arm, ratio, b):
-    """AdamW's settings of an arm at `ratio` times the base batch, same tokens."""
+    """The optimizer's settings of an arm at `ratio` times the base batch, same tokens."""
     if arm.startswith("rule"):
         rule = train.batch_rule(ratio * b["batch"], b["tokens"], b)
         return {**{k: rule[k] for k in FIELDS}, **({} if arm == "rule" else {"clip": 1e9})}
     factor = {"nothing": 1.0, "lr x sqrt": ratio ** 0.5, "lr x linear": ratio}[arm]
-    return {**{k: b[k] for k in FIELDS}, "lr": b["lr"] * factor}
+    return {k: b[k] * (factor if k in ("lr", "muon_lr") else 1) for k in FIELDS}
 
 
 ARMS = ("rule", "rule, no clipping", "nothing", "lr x sqrt", "lr x linear")  # no rule scales the clipping of gradients
 
 
-def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, grid=GRID, workers=None):
+def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, sweeps=None, workers=None):
     path = folder / "batch_size-runs.json"
     run = lambda configs: common.run_all(path, configs, workers)
     # 1. tune once, at the base; and once more at a quarter of the tokens, for gamma
-    start = {**SHAPE, **{k: train.BASE[k] for k in FIELDS}, "batch": ROWS, "seed": seeds[0]}
     tuned, tried, bases = {}, {}, {}
     for horizon in (tokens // 4, tokens):
-        tuned[horizon], tried[horizon] = common.tune(path, {**start, "tokens": horizon}, grid, workers)
+        start = common.base(batch=ROWS, tokens=horizon, seed=seeds[0])
+        tuned[horizon], tried[horizon] = common.tune(path, start, grid(start)[:sweeps], workers)
         bases[horizon] = {**train.BASE, **{k: tuned[horizon][k] for k in FIELDS}, "batch": ROWS * common.LENGTH, "tokens": horizon}
     b = bases[tokens]
     c = lambda horizon, settings, rows, seed: {**tuned[horizon], **settings, "batch": rows, "tokens": tokens, "seed": seed}
@@ -102,9 +106,9 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes to a temporary folder")
     quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((8_000, (0,), (1 / 2, 1, 4), GRID[:1]) if quick else ()))
+    result = study(common.results_folder(quick), *((8_000, (0,), (1 / 2, 1, 4), 1) if quick else ()))
     for name in ("tuned", "tuned_at_a_quarter"):
-        print(name + ":", {k: v for k, v in result[name].items() if k in FIELDS + ("rates",)})
+        print(name + ":", {k: float(f"{v:.3g}") for k, v in result[name].items() if k in FIELDS}, result[name].get("rates"))
     for arm, points in result["arms"].items():
         print(f"{arm:17}", "  ".join(f"{p['rows']:4d} rows {p['bound']:.4f} ± {p['stderr']:.4f}" for p in points))
     print("spread up to B_crit:", {arm: f"{100 * s:.1f}%" for arm, s in result["spread_up_to_crit"].items()},
