@@ -5,6 +5,7 @@ Four things are timed in turn in one process, on rows of random tokens laid out 
   autoregressive  its twin: the same network with a causal mask, a loss at every token
   plain           a GPT of the same width, depth and rows, from nn.TransformerEncoderLayer, float32, AdamW (text rows alone)
   matmul          a large matrix product in the same dtype: the peak of a device that PEAKS does not know
+Of that peak two shares are given: of the network's products (model FLOPs, as PaLM counts them), and with the optimizer's.
 """
 import json
 import sys
@@ -212,7 +213,8 @@ def bench(args, device):
               f"{r['tokens_per_second']:11.0f}{100 * r['utilisation']:9.0f}%{100 * r['products']:9.0f}%")
     if "plain" in result:
         print(f"{'plain':15}{result['plain']['step_ms']:6.1f} ms{'':38}{result['plain']['tokens_per_second']:11.0f}")
-    print(f"utilised: by the network's products; products: by the optimizer's, too; of {peak / 1e12:.3g} TFLOP/s, " + ("the device's peak" if known else "a large matrix product in this run")
+    print(f"utilised: the network's products, products: the optimizer's as well, as a share of {peak / 1e12:.3g} TFLOP/s, "
+          + ("the device's peak" if known else "a large matrix product in this run")
           + f"; diffusion {result['against_autoregressive']:.2f} times its twin's tokens a second"
           + (f", {result['against_plain']:.2f} times the plain GPT's" if "plain" in result else "")
           + (f"; peak memory {result['peak_bytes'] / 2**30:.2f} GiB" if result["peak_bytes"] else ""))

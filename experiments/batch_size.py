@@ -1,7 +1,7 @@
 """Is the batch size still a hyper-parameter once the optimizer's settings follow it?
 
 Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the settings follow the SDE
-rule (with and without gradient clipping), if nothing follows, and if the learning rate alone follows (as the square root,
+rule (with and without gradient clipping), if nothing follows, and if the learning rates alone follow (as the square root,
 linearly)? And what does the exponent gamma do when the run gets four times longer?
 The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
 fewer than S_crit steps are left, and rises above; gamma about 0.44.
@@ -9,7 +9,7 @@ Set-up: experiments/common.py; the default run's optimizer (Muon and AdamW; the 
 the tables (width 64, depth 2), 1,500,000 tokens, base batch of 8 rows (768 tokens). Learning rates, betas and momentum, the
 embeddings' rate and weight decay are tuned there once (`grid`, one after the other, seed 0), then batches from 1/4 to 16 times the
 base, three seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
-On two cores about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
+On two cores at half speed about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
 """
 import argparse
 
@@ -24,7 +24,7 @@ FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")
 
 
 def grid(c):
-    """What is tried around the settings c, one list after the other."""
+    """What is tried around the starting settings c, one list after the other."""
     times = lambda name, *factors: [{name: c[name] * x} for x in factors]
     return [times("muon_lr", 1, 1 / 4, 1 / 2, 2), times("lr", 1, 1 / 4, 1 / 2, 2, 4),
             [{k: c[k] ** power for k in ("beta1", "beta2", "momentum")} for power in (1, 1 / 2, 2, 4)],

@@ -232,7 +232,7 @@ def gradient_noise(net, c, args, schedule="linear", complement=False, n=96):
 
 def base(factor=1.0, **changes):
     """A small network under the default run's optimizer, settings carried to its shape by Complete(d)P, to its tokens and its batch by the
-    batch rule (both learning rates times factor): where all studies start but those of the two rules, which tune AdamW."""
+    batch rule (both learning rates times factor): where all studies start but those of Complete(d)P, which train with AdamW alone."""
     toy = models.PRESETS["toy"]
     c = {"width": 64, "depth": 2, "head_dim": 32, "base_width": toy["width"], "base_depth": toy["depth"], "batch": 16, "tokens": 1_500_000,
          "seed": 0, "optimizer": "muon", **changes}

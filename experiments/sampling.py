@@ -7,7 +7,7 @@ fresh ones of a seed that no score uses, so nothing is chosen on the samples tha
 RUN/sampling.json and not computed again. Right: everything right, over captions of one and of two things or phrases, of
 passages that they are consistent; variety: nats of entropy among eight samples of one prompt, beside it that of eight true
 ones where there are any.
-On two cores 12 minutes at half speed, after train.py:  python experiments/sampling.py --n 40      writes results/sampling.json and .png
+On two cores 14 minutes at half speed, after train.py:  python experiments/sampling.py --n 40      writes results/sampling.json and .png
 """
 import argparse
 import hashlib
