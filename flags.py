@@ -107,7 +107,7 @@ def parser(text=None):
     g.add_argument("--score-every", type=int, default=0, help="quick scores and samples on the page every so many steps (0: at the end)")
     g.add_argument("--save-every", type=int, default=200, help="steps from one checkpoint, and look of the page, to the next")
     g = p.add_argument_group("plan")
-    g.add_argument("--vocab", type=int, default=0, help="ids of text, for --plan and --bench")
+    g.add_argument("--vocab", type=int, default=0, help="--plan: ids of all modalities; --bench: of text")
     g.add_argument("--tokens", type=float, default=0, help="token horizon, for --plan")
     g.add_argument("--throughput", type=float, default=0, help="tokens a second, for the hours that --plan prints")
     return p
@@ -118,6 +118,8 @@ POSITIVE = ("minutes", "muon_lr", "lr", "batch_tokens", "text_length", "image_co
             "longest_caption", "longest_clip")
 NOT_NEGATIVE = ("steps", "seed", "score_n", "score_every", "image_side", "patch", "micro_batch", "weight_decay", "gamma", "warmup",
                 "vocab", "tokens", "throughput")
+
+TOY_WORLD = ("kinds", "pictures", "passages", "utterances")
 
 
 def check(args):
@@ -143,6 +145,9 @@ def check(args):
     for kind in args.kinds:
         if kind not in KINDS:
             raise UsageError(f"--kinds: no kind {kind!r}; choose from {', '.join(KINDS)}")
+    for name in TOY_WORLD if args.text or args.images or args.speech else ():
+        if getattr(args, name) != parser().get_default(name):
+            raise UsageError(f"--{name}: of the toy world; of your own data the folders say what is trained on (--text, --images, --speech)")
     shape = {"head_dim": 64, **models.PRESETS[args.preset], **args.shape}
     if shape["width"] % shape["head_dim"]:
         raise UsageError(f"--shape: width {shape['width']} is not a multiple of head_dim {shape['head_dim']}")

@@ -93,7 +93,7 @@ def plan(args):
           f"{config.head_dim}, vocabulary {config.vocab}")
     print("parameters: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
     print(f"memory: weights {4 * N / 2**30:.2f} GiB in float32 ({2 * N / 2**30:.2f} in bf16), training state "
-          f"{20 * N / 2**30:.2f} GiB (weight, gradient, two moments, EMA in float32), activations on top")
+          f"{20 * N / 2**30:.2f} GiB (weight, gradient, two moments, EMA in float32; Muon keeps one moment of the hidden matrices), activations on top")
     flops = models.flops_per_token(config, args.text_length, 0.5)
     print(f"training: {flops / 1e9:.3f} GFLOP a token at length {args.text_length}, half the positions through the head; "
           f"{tokens:,.0f} tokens cost {flops * tokens:.3e} FLOP")

@@ -141,7 +141,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all flags)")
 
 
-OUT_OF_MEMORY = "out of memory ({}): a lower --micro-batch (rows at a time), --batch-tokens or --preset needs less"
+SHORT = ("out of memory", "tried to allocate")             # what torch says where memory is short, of a GPU and of a CPU
+OUT_OF_MEMORY = "out of memory ({}): to train, a lower --micro-batch (rows at a time), --batch-tokens or --preset needs less; to sample, a lower --n"
 
 
 def cli(main, name):
@@ -163,7 +164,7 @@ def cli(main, name):
             sys.exit(status)
         if isinstance(error, (DataError, ValueError)):
             status, text = 1 + isinstance(error, UsageError), str(error)
-        elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in SHORT)):
             text = OUT_OF_MEMORY.format(reason(error))
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             text = f"no space left ({error.filename or error.strerror}): make room, then go on with --resume"

@@ -224,10 +224,6 @@ def check_trained(run, task, kind):
         raise DataError(f"{task}: this run was not trained on {kind}; it knows {', '.join(run.stream.slots)}")
 
 
-def encode(run, modality, samples):
-    return run.tokenizers[modality].encode(samples)
-
-
 def drawn_lengths(run, at_least, seed):
     """Tokens of texts to generate, (B,): as often as documents of this extent were held out, above at_least (B,).
 
@@ -249,7 +245,7 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
     given = [m for m in KINDS[kind] if m not in targets]
     stream = run.stream
     if kind == "text":
-        given_codes, most = encode(run, "text", [p or "" for p in prompts]), stream.slots["text"][0] - data.HEAD
+        given_codes, most = run.tokenizers["text"].encode([p or "" for p in prompts]), stream.slots["text"][0] - data.HEAD
         slots = ([min(length, most)] * len(prompts) if length else
                  drawn_lengths(run, np.array([len(c) for c in given_codes]), seed))
         ids = [stream.row(kind, [None], int(slot)) for slot in slots]
@@ -258,7 +254,7 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
                 raise DataError(f"the prompt has {len(codes)} tokens, the text only {slot}: shorten it")
             row[data.HEAD:data.HEAD + len(codes)] = stream.to_ids("text", codes)
     else:
-        codes = {m: encode(run, m, prompts) for m in given}
+        codes = {m: run.tokenizers[m].encode(prompts) for m in given}
         ids = [stream.row(kind, [codes[m][i] if m in given else None for m in KINDS[kind]]) for i in range(len(prompts))]
     lengths = np.array([len(row) for row in ids])
     groups = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]            # rows of one length at a time
@@ -369,7 +365,7 @@ def infill(run, prompt, hole, caption, seed, changes, n=1):
         if caption:
             raise UsageError("--caption: of a picture or clip; a text with ___ has none")
         check_trained(run, "infill", "text")
-        codes = [run.stream.to_ids("text", c) for c in encode(run, "text", re.split(" ?___", prompt))]  # tokens begin with their space
+        codes = [run.stream.to_ids("text", c) for c in run.tokenizers["text"].encode(re.split(" ?___", prompt))]  # tokens begin with their space
         filled = [codes[0]] + [p for c in codes[1:] for p in (np.full(hole_tokens(hole), MASK), c)]
         ids = np.concatenate(filled)
         slot = run.stream.slots["text"][0] - data.HEAD
@@ -381,8 +377,8 @@ def infill(run, prompt, hole, caption, seed, changes, n=1):
     modality = "speech" if path.suffix.lower() in readers.CLIPS else "image"
     kind = next(k for k, members in KINDS.items() if members[0] == modality)
     check_trained(run, "infill", kind)
-    codes = encode(run, modality, [read_prompt(run, modality, prompt)])[0]
-    row = run.stream.row(kind, [codes, encode(run, "text", [caption])[0] if caption else None])
+    codes = run.tokenizers[modality].encode([read_prompt(run, modality, prompt)])[0]
+    row = run.stream.row(kind, [codes, run.tokenizers["text"].encode([caption])[0] if caption else None])
     where = part_of(run, modality, *hole_share(hole), len(codes))                    # (count,): the end of a clip stays
     settings = {**settings_for(kind.split("-")[0], **changes), "guidance": 0.0}
     alone = not caption and trained_in(run, "first")

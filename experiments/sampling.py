@@ -59,7 +59,7 @@ def measure(run, task, cells, changes, repeats=8):
 def true_variety(run, repeats=8):
     """diversity() of the world's own pictures of one scene, as tokens: what a perfect sampler of the data would have."""
     scenes = [s for s in toyworld.scenes(8, SEED, "seen", 1) for _ in range(repeats)]
-    return score.diversity(np.stack(sample.encode(run, "image", list(toyworld.draw(scenes, SEED)))), repeats)
+    return score.diversity(np.stack(run.tokenizers["image"].encode(list(toyworld.draw(scenes, SEED)))), repeats)
 
 
 def study(run, n, grid):

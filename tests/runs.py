@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "8", "--speech-steps", "4",
-        "--pictures", "60", "--passages", "60", "--utterances", "24", "--device", "cpu", "--score-n", "2")
+SMALL = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "8", "--speech-steps", "4",
+         "--device", "cpu", "--score-n", "2")
+TINY = ("--pictures", "60", "--passages", "60", "--utterances", "24", *SMALL)
 UNSCORED = (*TINY[:-1], "0")  # where scores are not what is looked at: they take the most of such a run
 
 

@@ -24,9 +24,9 @@ import sample
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "4", "--speech-steps", "2",
-        "--pictures", "60", "--passages", "60", "--utterances", "24", "--device", "cpu", "--score-n", "0", "--steps", "6",
-        "--save-every", "2", "--log-every", "1")
+SMALL = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "4", "--speech-steps", "2",
+         "--device", "cpu", "--score-n", "0", "--steps", "6", "--save-every", "2", "--log-every", "1")
+TINY = ("--pictures", "60", "--passages", "60", "--utterances", "24", *SMALL)
 
 
 def command(*args, **options):
@@ -165,6 +165,7 @@ FLAGS = {
     "a mode that does not exist": (["--modes", "jont=1"], "--modes"),
     "a share that is no number": (["--mix", "text=lots"], "not of the form"),
     "no share for a kind": (["--mix", "text=1", "--kinds", "text,speech-text"], "--mix gives speech-text"),
+    "the toy world's flags with one's own data": (["--text", "shakespeare", "--kinds", "text"], "--kinds: of the toy world"),
     "a kind that does not exist": (["--kinds", "smell"], "--kinds"),
     "a learning rate of zero": (["--muon-lr", "0"], "--muon-lr"),
     "a negative learning rate": (["--lr", "-1"], "--lr"),
@@ -355,7 +356,7 @@ def test_resuming_refuses_other_settings(trained, tmp_path, capsys):
 
 def test_resuming_refuses_other_data(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("to be or not to be. " * 60)
-    assert command("train.py", "--run", tmp_path / "r", *TINY, "--text", tmp_path / "a.txt").returncode == 0
+    assert command("train.py", "--run", tmp_path / "r", *SMALL, "--text", tmp_path / "a.txt").returncode == 0
     (tmp_path / "a.txt").write_text("to be or not to be? " * 60)
     status, error = told(train.main, ["train.py", "--resume", "--run", tmp_path / "r"], capsys)
     assert status == 1 and "text changed" in error

@@ -15,7 +15,7 @@ import flags
 import model as models
 import score
 import train
-from runs import TINY, UNSCORED, run
+from runs import SMALL, TINY, UNSCORED, run
 
 
 @pytest.mark.parametrize("tokens, batch, kappa, lr", [(1e9, 64, 0.773, 0.879), (1e8, 32, 1.064, 1.032), (1e7, 16, 1.466, 1.211),
@@ -238,7 +238,7 @@ def test_own_data_trains_and_is_scored(tmp_path):
         soundfile.write(speech / "wavs" / f"{i}.flac", 0.3 * np.sin(np.arange(3000 + 500 * i) * 0.02 * (i + 1)), 16000)
     (speech / "metadata.csv").write_text("".join(f"{i}|tone {i}\n" for i in range(12)), encoding="utf-8")
     (tmp_path / "t.txt").write_text("to be or not to be, that is the question. " * 40, encoding="utf-8")
-    done = run("train.py", "--run", tmp_path / "r", "--steps", "2", *TINY, "--text", tmp_path / "t.txt", "--images", pictures,
+    done = run("train.py", "--run", tmp_path / "r", "--steps", "2", *SMALL, "--text", tmp_path / "t.txt", "--images", pictures,
                "--speech", speech)
     assert "image-to-text" in done.stdout and "bits" in done.stdout
     config = json.loads((tmp_path / "r" / "config.json").read_text())
