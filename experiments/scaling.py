@@ -18,7 +18,7 @@ from common import data, models
 
 SHAPES = [dict(width=w, depth=d) for w, d in ((32, 1), (64, 1), (64, 2), (96, 3), (128, 4))]
 BUDGETS = (93_750, 187_500, 375_000, 750_000, 1_500_000)
-EXPONENTS = np.linspace(0.1, 2.0, 20)
+EXPONENTS = np.linspace(0.05, 2.0, 40)
 PARTS = {"text": "text: text", "image-text": "image-text: joint", "speech-text": "speech-text: joint"}
 
 

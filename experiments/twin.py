@@ -34,6 +34,7 @@ def study(path, out, tokens=3_000_000, seeds=(0,), factors=FACTORS, **shape):
                                                                      seed=seed, causal=causal, text=path, content=w.folder.name, dtype=dtype,
                                                                      **more)
     every = max(1, tokens // (BATCH * common.LENGTH) // LOOKS)                             # steps
+    out.mkdir(parents=True, exist_ok=True)
     trained = lambda configs: common.run_all(out / "twin-runs.json", configs)
     tried = trained([config(tokens // 4, 0, causal, f) for causal in ARMS.values() for f in factors])       # of both, so that no core waits
     best = {causal: factors[common.least(tried[n * len(factors):(n + 1) * len(factors)])] for n, causal in enumerate(ARMS.values())}

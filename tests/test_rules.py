@@ -115,9 +115,9 @@ def test_the_twin_study_on_a_text_of_ones_own(monkeypatch, capsys, tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"line {n}: so long as men can breathe or eyes can see\n" for n in range(120)), encoding="utf-8")
     monkeypatch.setattr(common, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(common, "pool", lambda workers: Inline())
-    monkeypatch.setattr(sys, "argv", ["twin", "--quick", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["twin", "--quick", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "made" / "here")])
     importlib.import_module("twin").main()
-    result, out = json.loads((tmp_path / "twin.json").read_text()), capsys.readouterr().out
+    result, out = json.loads((tmp_path / "made" / "here" / "twin.json").read_text()), capsys.readouterr().out
     text = (tmp_path / "a.txt").read_text(encoding="utf-8")
     assert result["characters"] == len(text) - int(0.9 * len(text))
     for arm in result["arms"].values():
