@@ -5,17 +5,15 @@ process shows after each stage, with a slider over the stages, sound and spectro
 """
 import base64
 import html
-import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
 
-import readers
 import rules
 import safe
 from data import HEAD, KINDS, MASK
-from sample import TASKS, answer, holes, members_of, part_of
+from sample import TASKS, answer, holes, members_of, part_of, png, wav
 from score import codes_in, table
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -71,19 +69,9 @@ def smoothed(lines, width=9):
     return [{"step": line["step"], **{n: float(values[n][near[i]].mean()) for n in names}} for i, line in enumerate(lines)], names
 
 
-def png(array):
-    """uint8 (H, W, 1 or 3) -> data URI."""
-    from PIL import Image
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def wav(wave):
-    import soundfile
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, readers.SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+def inline(kind, content):
+    """The bytes of a file as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def grey_out(pixels, masked):
@@ -140,12 +128,12 @@ def show_text(run, ids):
 
 
 def show_image(run, ids):
-    return f'<img src="{png(masked_picture(run, ids))}" width=112>'
+    return f'<img src="{inline("image/png", png(masked_picture(run, ids)))}" width=112>'
 
 
 def show_speech(run, ids):
     levels = masked_clip(run, ids)
-    return f'<img src="{png(levels)}" width={2 * levels.shape[1]} height=100>'
+    return f'<img src="{inline("image/png", png(levels))}" width={2 * levels.shape[1]} height=100>'
 
 
 # modality -> the HTML of its ids (slot,), masked or not
@@ -171,7 +159,7 @@ def reel(run, kind, made, row, targets, count=8):
     last = len(frames) - 1
     parts.append(f'<div class=film><input type=range min=0 max={last} value={last} aria-label="stage of unmasking">{figures}</div>')
     if "speech" in KINDS[kind]:
-        parts.append(f'<audio controls src="{wav(made.outputs["speech"][row])}"></audio>')
+        parts.append(f'<audio controls src="{inline("audio/wav", wav(made.outputs["speech"][row]))}"></audio>')
     return "".join(parts)
 
 

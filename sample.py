@@ -6,11 +6,13 @@
     python sample.py speech-to-text clip.wav
     python sample.py text "the red circle"                              goes on from a prompt, or from nothing
     python sample.py image        python sample.py speech               a text first, then what it describes
-    python sample.py infill "the red circle is ___ the blue square."    ___ is a hole; or a picture or clip and --hole
+    python sample.py infill "the red circle is ___ the blue square. so the blue square is right of the red circle."
+                                                                        ___ is a hole; or a picture or clip and --hole
     python sample.py score --n 200 --json scores.json                   judged samples and the bound
     python sample.py score text-to-image --guidance 2                   of these tasks alone, with another sampler
     python sample.py page                                               the run's page anew, of the samples of --seed
 """
+import io
 import math
 import re
 import sys
@@ -304,37 +306,42 @@ def read_prompt(run, modality, prompt):
     return readers.open_picture(prompt, config.height, config.channels)
 
 
-def write_outputs(run, made, folder, stem):
-    """Every output as a file; returns the paths."""
-    import soundfile
+def png(pixels):
+    """uint8 (H, W, 1 or 3) -> the bytes of a PNG file."""
     from PIL import Image
-    paths = []
-    for modality, samples in made.outputs.items():
-        for i, sample in enumerate(samples):
-            path = folder / f"{stem}-{i}.{ {'text': 'txt', 'image': 'png', 'speech': 'wav'}[modality]}"
-            with safe.whole(path) as temporary:
-                if modality == "text":
-                    temporary.write_text(sample + "\n", encoding="utf-8")
-                elif modality == "image":
-                    Image.fromarray(sample[:, :, 0] if sample.shape[2] == 1 else sample).save(temporary, "PNG")
-                else:
-                    soundfile.write(temporary, sample, readers.SAMPLE_RATE, subtype="PCM_16", format="WAV")
-            paths.append(path)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def wav(wave):
+    """(samples,) in [-1, 1] -> the bytes of a WAV file."""
+    import soundfile
+    soundfile.write(file := io.BytesIO(), wave, readers.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+FILES = {"text": (".txt", lambda text: (text + "\n").encode()), "image": (".png", png), "speech": (".wav", wav)}
+
+
+def write_outputs(made, folder, stem):
+    """Every output as a file, several pictures on a sheet, too; returns the paths."""
+    files = {folder / f"{stem}-{i}{FILES[modality][0]}": FILES[modality][1](sample)
+             for modality, samples in made.outputs.items() for i, sample in enumerate(samples)}
     if len(made.outputs.get("image", [])) > 1:
-        paths.append(folder / f"{stem}-sheet.png")
-        with safe.whole(paths[-1]) as temporary:
-            contact_sheet(made.outputs["image"]).save(temporary, "PNG")
-    return paths
+        files[folder / f"{stem}-sheet.png"] = png(contact_sheet(made.outputs["image"]))
+    for path, content in files.items():
+        with safe.whole(path) as temporary:
+            temporary.write_bytes(content)
+    return list(files)
 
 
 def contact_sheet(pictures, columns=10, zoom=3):
-    """uint8 (H, W, C) pictures, in reading order, as one PIL image."""
-    from PIL import Image
-    columns, (height, width) = min(columns, len(pictures)), pictures[0].shape[:2]
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture.squeeze()), (i % columns * width, i // columns * height))
-    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
+    """uint8 (H, W, C) pictures, in reading order, each zoom times as large, as one uint8 (H', W', C)."""
+    blank = np.full_like(pictures[0], 255)
+    columns = min(columns, len(pictures))
+    pictures = [*pictures, *[blank] * (-len(pictures) % columns)]
+    rows = [np.concatenate(pictures[i:i + columns], 1) for i in range(0, len(pictures), columns)]
+    return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
 
 
 def hole_tokens(hole):
@@ -489,7 +496,7 @@ def main():
         given = given_modality(args.task)
         prompts = [read_prompt(run, given or "text", t) for t in args.prompt or [""] for _ in range(args.n or 1)]
         made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
-    paths = write_outputs(run, made, Path(args.out), f"{args.task}-{args.seed}")
+    paths = write_outputs(made, Path(args.out), f"{args.task}-{args.seed}")
     for text in made.outputs.get("text", []):
         print(text)
     print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {', '.join(map(str, paths))}")

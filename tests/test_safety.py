@@ -299,7 +299,7 @@ def test_hostile_names_and_captions_stay_text(trained, tmp_path):
     html = page.write(folder, run).read_text(encoding="utf-8")
     assert "&lt;" in html and html.count("<script>") == 1 and "script&gt;</h1>" in html
     made = types.SimpleNamespace(outputs={"text": ["../../x"]})
-    assert [p.parent for p in sample.write_outputs(run, made, tmp_path / "out", "text-0")] == [tmp_path / "out"]
+    assert [p.parent for p in sample.write_outputs(made, tmp_path / "out", "text-0")] == [tmp_path / "out"]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(trained, tmp_path):
