@@ -6,7 +6,7 @@ Set-up: experiments/common.py, `own_text` (byte pairs of a vocabulary of 1,024, 
 learning rates of the batch rule times 0.5, 1, 2 and 4, chosen for each of the two at a quarter of the tokens by the held-out text, then --seeds
 runs of 3M tokens. Diffusion's figure is its bound. Standard errors are those of the held-out rows; with several seeds theirs is printed, too. The best look on
 the way is printed beside it: chosen on the held-out text, so a little too good, but a short text is known by heart before the end.
-On two cores about 20 minutes:  python experiments/twin.py --text shakespeare.txt --out out/twin
+On two cores at half speed about 20 minutes, 30 with --seeds 2:  python experiments/twin.py --text shakespeare.txt --out out/twin
 """
 import argparse
 from pathlib import Path
