@@ -8,7 +8,7 @@ figure is its bound, autoregression's the likelihood itself, on the same tokens.
 the same, but diffusion pays its head for the masked half only. Fresh: 0.19 to 3M tokens, two seeds. Pairs: `trimodal`'s pictures with
 captions (340,000 tokens of them, the picture first; up to 0.75M tokens), the text's factor, both members masked at one rate. Repeated: 128 rows (12,000
 tokens), curves over 3M tokens, two seeds.
-On two cores about 12 minutes:  python experiments/autoregression.py      writes results/autoregression.json and .png
+On two cores at half speed about 12 minutes:  python experiments/autoregression.py      writes results/autoregression.json and .png
 """
 import argparse
 

@@ -5,7 +5,7 @@ same weights, final bound, generated passages.
 The paper (arXiv 2602.21472) trains with anti-masking and reports lower variance. Theory: both views are unbiased, their errors
 are negatively correlated, but half as many different items are seen.
 Set-up: experiments/common.py; width 64, depth 2, 1.5M tokens in steps of 16 rows, six seeds.
-On two cores about 5 minutes:  python experiments/complement.py      writes results/complement.json and .png
+On two cores at half speed about 5 minutes:  python experiments/complement.py      writes results/complement.json and .png
 """
 import argparse
 

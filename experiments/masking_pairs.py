@@ -5,7 +5,7 @@ bounds of both directions and of the pair, generated pictures and captions, pict
 What the paper (arXiv 2602.21472) masks in a pair is not given, as far as we know; UniDisc (arXiv 2503.20853) drops conditions in 10% for guidance.
 Set-up: experiments/common.py, `trimodal`; the default network and optimizer (width 192, depth 3, Muon), bound weighting, 0.6M tokens in steps of
 816, two seeds; 100 samples a cell, one candidate each.
-On two cores about 15 minutes:  python experiments/masking_pairs.py      writes results/masking_pairs.json and .png
+On two cores at half speed about 15 minutes:  python experiments/masking_pairs.py      writes results/masking_pairs.json and .png
 """
 import argparse
 

@@ -6,7 +6,7 @@ The paper (arXiv 2602.21472) trains on a mix of its own choice; what each modali
 Set-up: experiments/common.py, `trimodal`; width 64, depth 2, steps of 1,536 tokens, joint masking, bound weighting, every token alike; ten
 mixes, two totals, two seeds. For each kind L = E + B / (own + c * others)^b: c is what a token of the others is worth in own ones.
 Intervals (10 to 90%): fits to runs drawn anew with replacement.
-On two cores about 7 minutes:  python experiments/mixing.py      writes results/mixing.json and .png
+On two cores at half speed about 7 minutes:  python experiments/mixing.py      writes results/mixing.json and .png
 """
 import argparse
 import itertools

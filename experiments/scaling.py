@@ -2,12 +2,12 @@
 
 Question: five sizes times five token budgets, settings carried from the default run's by Complete(d)P and the batch rule; fit
 L(N, D) = E + A / N^a + B / D^b and read off the tokens D* that suit N parameters at the least compute.
-The paper (arXiv 2602.21472): D* = 7754 N^0.84 (N total parameters, 80M to 3B). A toy of 0.01 to 1 million parameters on text of a
+The paper (arXiv 2602.21472): D* = 7754 N^0.84 (N total parameters, 80M to 3B). A toy of 0.01 to 0.8 million parameters on text of a
 world of one's own cannot confirm or refute that: other data has other exponents. What it can show is the method, and how wide its intervals are.
 Set-up: experiments/common.py, `trimodal`; width 32 to 128, depth 1 to 4, a third of the tokens of each kind, joint masking, steps of 1,536
 tokens, 0.09 to 1.5 million tokens, two seeds; N without embeddings and head. Bounds of each kind's rows and of all tokens. Intervals (10 to
 90%): fits to runs drawn anew with replacement.
-On two cores about 19 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
+On two cores at half speed about 19 minutes:  python experiments/scaling.py      writes results/scaling.json and .png
 """
 import argparse
 

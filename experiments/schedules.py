@@ -5,7 +5,7 @@ bound and passages. And as a sampling grid of the linearly trained network: how 
 Theory (MD4, arXiv 2406.04329): the expected bound is the same for all; a schedule is a distribution of mask rates to train on, and the best
 one draws them in proportion to the root mean square of the loss there. The paper (arXiv 2602.21472) uses the linear one.
 Set-up: experiments/common.py; width 64, depth 2, 1.5M tokens in steps of 16 rows, three seeds.
-On two cores about 10 minutes:  python experiments/schedules.py      writes results/schedules.json and .png
+On two cores at half speed about 6 minutes:  python experiments/schedules.py      writes results/schedules.json and .png
 """
 import argparse
 

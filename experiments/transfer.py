@@ -8,7 +8,7 @@ networks this way.
 Set-up: experiments/common.py; widths 32 to 256 at depth 2, depths 1 to 8 at width 64, 250 steps of 8 rows, one seed. Betas
 and the rates of the tables are tuned at the smallest shape (GRID, one after the other); both parameterisations are the
 same network there.
-On two cores about 26 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
+On two cores at half speed about 26 minutes:  python experiments/transfer.py      writes results/transfer.json and .png
 """
 import argparse
 
