@@ -5,6 +5,7 @@ masked tokens shows it (RADD, arXiv 2406.03736, eq. 12; the tri-modal paper, arX
 RMSNorm before each block, RMSNorm on queries and keys, rotary positions, SwiGLU, no biases, untied tables.
 What the paper does not fix (head size, MLP ratio, the learned place table) is our choice.
 """
+import contextlib
 import functools
 import math
 import time
@@ -335,7 +336,7 @@ class Transformer(nn.Module):
 
 def autocast(device, dtype):
     """The context in which matrix products run in dtype."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 @functools.cache

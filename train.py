@@ -54,7 +54,7 @@ def noised(batches, step, args, sched):
     out = {}
     for kind, rows in batches(step).items():
         rng = data.rng(args.seed, 3, step, list(KINDS).index(kind))
-        fields = {n: torch.from_numpy(np.ascontiguousarray(getattr(rows, n)))
+        fields = {n: torch.from_numpy(np.require(getattr(rows, n), None, "CW"))
                   for n in ("ids", "member", "place", "low", "high", "doc") if getattr(rows, n) is not None}
         B = len(rows.ids)
         t = diffusion.stratified_times(B, rng.random())[rng.permutation(B)]
@@ -80,7 +80,7 @@ def next_tokens(batches, step):
     """A step's batch as `noised` makes it, for the autoregressive twin: every token that could be noised, given those before."""
     out = {}
     for kind, rows in batches(step).items():
-        x, place, member, low, high = (torch.from_numpy(np.ascontiguousarray(a)) for a in (rows.ids, rows.place, rows.member,
+        x, place, member, low, high = (torch.from_numpy(np.require(a, None, "CW")) for a in (rows.ids, rows.place, rows.member,
                                                                                            rows.low, rows.high))
         noisy = member >= 0                                                                          # (B, L)
         before = torch.nn.functional.pad(noisy[:, 1:], (0, 1))                 # the position that predicts it, one earlier
@@ -132,8 +132,8 @@ def backward(net, trunk, batch, weights, autocast, micro=0, parallel=None):
     then exchanged once, in the last backward, and terms and loss are those of this process' rows.
     """
     most = max(len(b["x"]) for b in batch.values())
-    micro = micro or most
-    parts = [{kind: rows_of(b, i, i + micro) for kind, b in batch.items() if i < len(b["x"])} for i in range(0, most, micro)]
+    parts = [{kind: rows_of(b, i, i + micro) if micro else b for kind, b in batch.items() if i < len(b["x"])}
+             for i in range(0, most, micro or most)]
     terms, loss = {}, 0.0
     for n, part in enumerate(parts):
         wait = parallel.no_sync() if parallel and n + 1 < len(parts) else contextlib.nullcontext()
