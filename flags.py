@@ -178,7 +178,7 @@ def check_mix(args, kinds):
 
 
 HERE = ("run", "resume", "overwrite", "plan", "bench", "json", "debug", "device")  # of one call, not of the run
-FREE = HERE + ("score_n", "score_every", "save_every", "log_every")                # may differ on resuming: the weights do not
+FREE = HERE + ("score_n", "score_every", "save_every", "log_every", "micro_batch")  # may differ on resuming: the weights do not, but for rounding
 
 
 def plain(args):
@@ -202,7 +202,7 @@ def settings_of(folder, args):
     given = given_flags()
     for name, value in given.items():
         old = saved["args"].get(name)
-        settled = name in ("compile", "dtype", "micro_batch", "steps") and value in ("auto", 0)    # what was chosen then holds
+        settled = name in ("compile", "dtype", "steps") and value in ("auto", 0)    # what was chosen then holds
         if name not in FREE and not settled and value != old and list(value if isinstance(value, tuple) else [value]) != old:
             raise UsageError(f"--resume goes on with the run's own settings: --{name.replace('_', '-')} is {old} there; leave "
                              f"it out, or start another run with --run")

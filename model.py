@@ -223,18 +223,20 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
 
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, up to a second each, and sampling has many shapes
 LONG = 512  # tokens up to which a CPU is quicker without the fused kernel: its backward is up to ten times slower in bf16
 
 
 def attention(q, k, v, allowed=None, causal=False):
     """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool, who may see whom, or None -> (B, H, L, Dh).
 
-    On a CPU, for rows of up to LONG tokens, written out: scores in the products' dtype, their softmax in float32."""
-    if q.device.type != "cpu" or q.shape[2] > LONG:
+    Not on CUDA, for rows of up to LONG tokens, written out: scores in the products' dtype, their softmax in float32. (On mps the fused
+    kernel of some versions is wrong, github.com/pytorch/pytorch/issues/163597.)"""
+    if q.device.type == "cuda" or q.shape[2] > LONG:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
     scores = q @ k.mT * q.shape[-1] ** -0.5                                                        # (B, H, L, L)
     if causal and allowed is None:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v

@@ -173,14 +173,15 @@ def bounds(run, rows=256, rounds=4, seed=11):
     out, held = {}, safe.read_arrays(run.folder / "validation.npz")
     for kind in run.stream.slots:
         ids = held[kind][:rows].astype(np.int64)
+        size = max(1, min(64, 2**28 // (ids.shape[1] * run.net.config.vocab)))                  # rows at once: at most 2^28 logits
         directions = {"joint": KINDS[kind]} if len(KINDS[kind]) > 1 else {}
         for modality in KINDS[kind]:
             rest = [m for m in KINDS[kind] if m != modality]
             directions[modality + (f" given {rest[0]}" if rest else "")] = (modality,)
         for name, members in directions.items():
             nats = []
-            for i in range(0, len(ids), 64):
-                part = run.stream.describe(kind, ids[i:i + 64])
+            for i in range(0, len(ids), size):
+                part = run.stream.describe(kind, ids[i:i + size])
                 noisy = np.isin(part.member, [KINDS[kind].index(m) for m in members])
                 nats.append(diffusion.bound(run.logits(part), run.on(part.ids), run.on(noisy), run.on(part.low),
                                             run.on(part.high), MASK, data.rng(seed, i), rounds=rounds).cpu().numpy())

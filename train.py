@@ -72,7 +72,8 @@ def noised(batches, step, args, sched):
 
 
 def to_device(batch, device):
-    return {k: {n: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for n, v in b.items()}
+    # not waiting is safe where memory that is not pinned is staged first: on mps it may be gone by then (pytorch/pytorch issue 139550)
+    return {k: {n: v.to(device, non_blocking=device.type == "cuda") if torch.is_tensor(v) else v for n, v in b.items()}
             for k, b in batch.items()}
 
 
@@ -213,8 +214,8 @@ def faster_trunk(net, args, device, step_seconds):
     compiles is measured and kept only if faster; `on` keeps it anyway.
     """
     doubtful = args.compile == "auto" and device.type != "cuda"
-    if doubtful and 0 < args.steps < 100:
-        args.compile = "off"                         # timing takes 24 steps: too many beside so few
+    if doubtful and (device.type != "cpu" or 0 < args.steps < 100):
+        args.compile = "off"                         # mps: its compiler has been silently wrong; timing takes 24 steps: too many beside so few
     if args.compile == "off" and args.steps:
         return net.trunk, None                       # nobody asks how long a step takes
     eager = step_seconds(net.trunk)
@@ -228,6 +229,7 @@ def faster_trunk(net, args, device, step_seconds):
         seconds = step_seconds(trunk)
     except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
         print(f"--compile {args.compile}: torch.compile failed ({type(error).__name__}), training goes on without", flush=True)
+        net.zero_grad(set_to_none=True)              # what a backward that failed on its way had left
         seconds = math.inf
     print(f"compiled in {time.time() - start:.0f} s: {1000 * seconds:.0f} ms a step, {1000 * eager:.0f} ms without", flush=True)
     args.compile = "on" if seconds < eager or (args.compile == "on" and seconds < math.inf) else "off"
@@ -301,7 +303,7 @@ def train(args, folder, stream, rows, device):
     groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
     parallel = None
     if world_size() > 1:
-        parallel = torch.nn.parallel.DistributedDataParallel(Loss(net, trunk, args.loss_weights, autocast))
+        parallel = torch.nn.parallel.DistributedDataParallel(Loss(net, trunk, args.loss_weights, autocast), gradient_as_bucket_view=True)
     chief = rank() == 0
     if chief:
         write_json(folder / "config.json", {
@@ -359,6 +361,7 @@ def train(args, folder, stream, rows, device):
                     args.score_every and (step + 1) % args.score_every == 0):
                 save(step + 1)
             if stop and step + 1 < args.steps:
+                agreed(None)                                             # nobody leaves before the first process has saved
                 raise DataError(f"stopped after step {step + 1} of {args.steps}, saved: python train.py --resume --run {folder} "
                                 "goes on")
 
@@ -454,9 +457,9 @@ def main():
         return bench.bench(args, device)
     if args.resume:
         flags.settings_of(folder, args)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if world_size() > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         from torch.distributed.nn import functional as _  # now: loaded later, its default arguments would hold the group and its threads
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     sources = prepare.gather(args)
