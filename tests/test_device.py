@@ -29,9 +29,15 @@ def test_a_pretended_device_notices_what_is_left_on_the_cpu(pretended):
             mixed()
 
 
-def test_training_mixes_no_devices(pretended, tmp_path, one_thread):
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")                      # torch thinks that these hold nothing
+def test_training_and_resuming_mix_no_devices(pretended, tmp_path, one_thread):
     pretended.setattr(sys, "argv", ["train.py", "--run", str(tmp_path / "run"), "--steps", "2", "--compile", "off", "--micro-batch", "2", "--complement",
                                     *UNSCORED])
+    pretended.setattr(train, "any_of", lambda flag, device: True)                  # as after Ctrl-C
+    with pytest.raises(safe.DataError, match="stopped after step 1 of 2"):
+        train.main()
+    pretended.setattr(train, "any_of", lambda flag, device: False)
+    pretended.setattr(sys, "argv", ["train.py", "--run", str(tmp_path / "run"), "--resume"])
     train.main()
     assert (tmp_path / "run" / "checkpoint.pt").exists() and (tmp_path / "run" / "index.html").exists()
 
