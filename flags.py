@@ -119,7 +119,7 @@ POSITIVE = ("minutes", "muon_lr", "lr", "batch_tokens", "text_length", "image_co
 NOT_NEGATIVE = ("steps", "seed", "score_n", "score_every", "image_side", "patch", "micro_batch", "weight_decay", "gamma", "warmup",
                 "vocab", "tokens", "throughput")
 
-TOY_WORLD = ("kinds", "pictures", "passages", "utterances")
+TOY_WORLD = {"kinds", "pictures", "passages", "utterances"}
 
 
 def check(args):
@@ -145,8 +145,8 @@ def check(args):
     for kind in args.kinds:
         if kind not in KINDS:
             raise UsageError(f"--kinds: no kind {kind!r}; choose from {', '.join(KINDS)}")
-    for name in TOY_WORLD if args.text or args.images or args.speech else ():
-        if getattr(args, name) != parser().get_default(name):
+    if args.text or args.images or args.speech:
+        for name in sorted(given_flags().keys() & TOY_WORLD):
             raise UsageError(f"--{name}: of the toy world; of your own data the folders say what is trained on (--text, --images, --speech)")
     shape = {"head_dim": 64, **models.PRESETS[args.preset], **args.shape}
     if shape["width"] % shape["head_dim"]:

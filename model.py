@@ -336,6 +336,9 @@ class Transformer(nn.Module):
         return self.unembed(x.view(*ids.shape, -1) if select is None else x[select.flatten()]).float()
 
 
+HEAD_LOGITS = 2 ** 28  # logits that are held at a time: 1 GiB in float32, five GPT-2 vocabularies of a thousand tokens
+
+
 def autocast(device, dtype):
     """The context in which matrix products run in dtype."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import data
 import diffusion
+import model as models
 import safe
 import toyspeech
 import toyworld
@@ -173,7 +174,7 @@ def bounds(run, rows=256, rounds=4, seed=11):
     out, held = {}, safe.read_arrays(run.folder / "validation.npz")
     for kind in run.stream.slots:
         ids = held[kind][:rows].astype(np.int64)
-        size = max(1, min(64, 2**28 // (ids.shape[1] * run.net.config.vocab)))                  # rows at once: at most 2^28 logits
+        size = max(1, min(64, models.HEAD_LOGITS // (ids.shape[1] * run.net.config.vocab)))   # rows at once
         directions = {"joint": KINDS[kind]} if len(KINDS[kind]) > 1 else {}
         for modality in KINDS[kind]:
             rest = [m for m in KINDS[kind] if m != modality]

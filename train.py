@@ -35,7 +35,6 @@ from data import KINDS, MASK, MODALITIES
 from rules import BASE, batch_rule, lr_factor, plan, print_derived, tuned_point, warmup_steps
 from safe import DataError, UsageError, write_json
 
-HEAD_LOGITS = 2 ** 28  # logits that are held at a time: 1 GiB in float32, five GPT-2 vocabularies of a thousand tokens
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device and precision.
@@ -107,7 +106,7 @@ def loss_of(net, trunk, batch, weights, autocast):
             logits = net.unembed(hidden)                                                             # (m, V)
         return diffusion.token_nll(logits, target, low, high)                                        # (m,)
 
-    chunks = list(zip(*(z.split(max(1, HEAD_LOGITS // net.config.vocab)) for z in (hidden, *fields[:3]))))
+    chunks = list(zip(*(z.split(max(1, models.HEAD_LOGITS // net.config.vocab)) for z in (hidden, *fields[:3]))))
     if len(chunks) > 1:                                  # logits that do not fit at once are made again on the way back
         nats = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
     else:

@@ -1,4 +1,4 @@
-"""Everything is moved to the device that works on it: training, scoring and sampling on a pretended one (pretend.py)."""
+"""Everything is moved to the device that works on it: training, resuming and sampling on a pretended one (pretend.py)."""
 import sys
 
 import numpy as np

@@ -17,16 +17,17 @@ from PIL import Image
 
 import data
 import flags
+import model as models
 import prepare
 import readers
+import runs
 import safe
 import sample
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "4", "--speech-steps", "2",
-         "--device", "cpu", "--score-n", "0", "--steps", "6", "--save-every", "2", "--log-every", "1")
-TINY = ("--pictures", "60", "--passages", "60", "--utterances", "24", *SMALL)
+SMALLER = ("--image-steps", "4", "--speech-steps", "2", "--score-n", "0", "--steps", "6", "--save-every", "2", "--log-every", "1")
+SMALL, TINY = (*runs.SMALL, *SMALLER), (*runs.TINY, *SMALLER)
 
 
 def command(*args, **options):
@@ -345,11 +346,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path):
     assert steps == list(range(6))                                     # none lost, none twice
 
 
-def test_resuming_refuses_other_settings(trained, tmp_path, capsys):
+def test_resuming_refuses_other_settings(trained, tmp_path, capsys, monkeypatch):
     shutil.copytree(trained, tmp_path / "run")
     for given, line in ((["--lr", "0.5"], "--lr is 0.001"), (["--steps", "60"], "--steps is 6"), (["--kinds", "text"], "--kinds")):
         status, error = told(train.main, ["train.py", "--resume", "--run", tmp_path / "run", *given], capsys)
         assert status == 2 and line in error
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", "--micro-batch", "2"])       # what only shares the work out may differ
+    args = flags.parser().parse_args()
+    flags.settings_of(tmp_path / "run", args)
+    assert args.micro_batch == 2 and args.steps == 6
     bare = flags.parser()
     assert set(flags.FREE) <= set(vars(bare.parse_args([])))
 
@@ -415,8 +420,8 @@ def test_a_head_in_chunks_gives_the_same_gradients(monkeypatch):
     stream, rows, net = toy_stream()
     batch = train.noised(data.Batches(stream, rows, {"text": 4}, 0), 0, options(), train.diffusion.schedule("linear"))
     grads = []
-    for limit in (train.HEAD_LOGITS, 7 * net.config.vocab):
-        monkeypatch.setattr(train, "HEAD_LOGITS", limit)
+    for limit in (models.HEAD_LOGITS, 7 * net.config.vocab):
+        monkeypatch.setattr(models, "HEAD_LOGITS", limit)
         net.zero_grad()
         train.backward(net, net.trunk, batch, options().loss_weights, contextlib.nullcontext)
         grads.append([p.grad.clone() for p in net.parameters()])
