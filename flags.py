@@ -37,7 +37,7 @@ def parser(text=None):
     g.add_argument("--minutes", type=float, default=7.0, help="time for the model's training (tokenizers come on top)")
     g.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     g.add_argument("--resume", action="store_true", help="go on with the run in --run")
-    g.add_argument("--overwrite", action="store_true", help="replace the run in --run")
+    g.add_argument("--overwrite", action="store_true", help="replace the run in --run: its files are removed, no others")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     g.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     g.add_argument("--plan", action="store_true", help="print sizes, cost and settings; train nothing")
@@ -124,6 +124,8 @@ TOY_WORLD = {"kinds", "pictures", "passages", "utterances"}
 
 def check(args):
     """A UsageError for a value that cannot be right: a number out of range, a share whose name nobody knows, a shape that is none."""
+    if not args.run:
+        raise UsageError("--run: the name of a folder is missing")
     for least, names in ((1e-12, POSITIVE), (0, NOT_NEGATIVE)):
         for name in (n for n in names if getattr(args, n) is not None):
             if not getattr(args, name) >= least:
@@ -196,7 +198,7 @@ def given_flags():
 def settings_of(folder, args):
     """Make args those of the run in folder. A UsageError for a flag that asks for something else."""
     saved = read_json(folder / "config.json")
-    if saved is None:
+    if not safe.is_run(folder):
         raise UsageError(f"--resume: {folder} holds no run: start one with python train.py --run {folder}")
     data.check_layout(saved["layout_version"], folder)
     given = given_flags()

@@ -64,6 +64,15 @@ def read_json(path, default=None):
         raise DataError(f"{path} is damaged ({reason(error)}): restore it, or train afresh")
 
 
+def is_run(folder):
+    """Whether a run made this folder: its config.json is an object that holds "layout_version"."""
+    try:
+        saved = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(saved, dict) and "layout_version" in saved
+
+
 def write_array(path, array):
     with whole(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)

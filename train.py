@@ -12,7 +12,6 @@ import contextlib  # noqa: E402
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -323,7 +322,6 @@ def train(args, folder, stream, rows, device):
             safe.save(folder / "checkpoint.pt", {
                 "layout_version": data.LAYOUT_VERSION, "step": step, "model": net.state_dict(), "ema": ema,
                 "optimizers": [o.state_dict() for o in optimizers]})
-            shutil.rmtree(folder / "old", ignore_errors=True)         # the run that --overwrite replaced
             try:
                 look(folder, device, step if args.score_every and step % args.score_every == 0 else 0)
             except Exception as error:                                # a page is not worth a run
@@ -420,26 +418,37 @@ def keep_until(path, step):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-PARTS = ["config.json", "log.jsonl", "scores.json", "scores.jsonl", "index.html", "films.html", "seconds.json", "validation.npz"]  # of a run
+# What a run writes into its folder, beside config.json and the cache. Files of other names are not ours: they are never touched.
+RESULTS = ["checkpoint.pt", "index.html", "films.html", "scores.json", "scores.jsonl", "seconds.json"]
+STARTED = ["log.jsonl", "validation.npz"]                 # there before the first checkpoint is
+TOKENIZERS = [m.file for m in MODALITIES.values()]
+
+
+def check_folder(folder, args):
+    """A UsageError if a new run must not write into folder: it holds files that no run wrote, or a run without --overwrite. The
+    rest of a failed start may be replaced; with --keep-tokenizers a folder may hold tokenizers copied from elsewhere."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--run {folder} is a file: give a new folder")
+    if not safe.is_run(folder):
+        strange = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        strange = [name for name in strange if not (args.keep_tokenizers and name in TOKENIZERS)]
+        if strange:
+            raise UsageError(f"--run {folder} holds files that no run wrote ({', '.join(strange[:3])}{', ...' if len(strange) > 3 else ''}): "
+                             f"give a new or an empty folder")
+    elif not args.overwrite and any((folder / name).exists() for name in RESULTS):
+        raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
+                         f"--run leaves it alone")
 
 
 def make_way(folder, args):
-    """Put the run in folder aside, into `old`, if --overwrite allows it: the new one's first checkpoint removes it. What is there
-    without a checkpoint is the rest of a failed start and goes, so that it never takes the place of a run in `old`. With
-    --keep-tokenizers the tokenizers stay."""
-    whole = (folder / "checkpoint.pt").exists()
-    if whole and not args.overwrite:
-        raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
-                         f"--run leaves it alone")
+    """Remove what a run left in folder, if `check_folder` allows it: the files of the names above and no others. The checkpoint goes
+    first, so that what a kill leaves is the rest of a start; config.json, which tells whose folder it is, is written over later.
+    With --keep-tokenizers the tokenizers stay."""
+    check_folder(folder, args)
     if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
         data.check_layout(then["layout_version"], folder)
-    tokenizers = [] if args.keep_tokenizers else ["tokenizers.json", *(m.file for m in MODALITIES.values())]
-    for path in (folder / name for name in PARTS + tokenizers + ["checkpoint.pt"]):   # the checkpoint last: it tells a run from a rest
-        if path.exists() and whole:
-            (folder / "old").mkdir(exist_ok=True)
-            os.replace(path, folder / "old" / path.name)
-        else:
-            path.unlink(missing_ok=True)
+    for name in RESULTS + STARTED + ([] if args.keep_tokenizers else ["tokenizers.json", *TOKENIZERS]):
+        (folder / name).unlink(missing_ok=True)
 
 
 def main():
@@ -456,6 +465,8 @@ def main():
         return bench.bench(args, device)
     if args.resume:
         flags.settings_of(folder, args)
+    elif rank() == 0:
+        check_folder(folder, args)                        # now, and again in `make_way`: reading data may take long
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if world_size() > 1:

@@ -367,23 +367,105 @@ def test_resuming_refuses_other_data(tmp_path, capsys):
     assert status == 1 and "text changed" in error
 
 
-def test_an_overwritten_run_is_kept_until_the_next_has_a_checkpoint(trained, tmp_path, capsys, monkeypatch):
-    """Also by a second start that fails: what the first left over must not take the place of the run's files."""
+# ---------------------------------------------------------------------------------------------------------------------
+# A folder's other files: a run removes and replaces what a run wrote, nothing else.
+
+def contents(folder):
+    """{path: bytes} of all files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def written(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+NO_RUNS = {
+    "a site": {"index.html": "my home page", "config.json": '{"my": 1}', "scores.json": "[1]"},
+    "a config that is a list": {"config.json": '["layout_version"]', "index.html": "a"},
+    "a config that is not JSON": {"config.json": "layout_version = 6", "scores.json": "{}"},
+    "an old folder alone": {"old/thesis.txt": "three years of work"},
+    "a checkpoint of somebody else": {"checkpoint.pt": "weights"},
+    "a hidden file": {".bashrc": "alias ll=ls"},
+    "tokenizers beside other files": {"text.json": "{}", "notes.txt": "a"},
+}
+
+
+@pytest.mark.parametrize("case", NO_RUNS)
+@pytest.mark.parametrize("given", [[], ["--overwrite"], ["--keep-tokenizers"], ["--resume"]], ids=lambda g: "".join(g) or "plain")
+def test_a_folder_that_no_run_made_is_left_as_it_is(case, given, tmp_path, capsys):
+    written(tmp_path / "mine", NO_RUNS[case])
+    before = contents(tmp_path / "mine")
+    status, error = told(train.main, ["train.py", *given, "--run", tmp_path / "mine", *TINY[:6]], capsys)
+    damaged = "--resume" in given and "not JSON" in case              # might be a run whose config.json is damaged: says so
+    assert status == (1 if damaged else 2) and error.count("\n") == 1, error
+    assert ("damaged" if damaged else "holds no run" if "--resume" in given else "no run wrote") in error
+    assert contents(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_the_folder_one_stands_in_is_left_as_it_is(name, tmp_path, capsys, monkeypatch):
+    written(tmp_path, NO_RUNS["a site"])
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    status, error = told(train.main, ["train.py", "--overwrite", "--run", name, *TINY[:6]], capsys)
+    assert status == 2 and "--run" in error and error.count("\n") == 1 and contents(tmp_path) == before
+
+
+def test_a_file_is_no_run_folder(tmp_path, capsys):
+    (tmp_path / "mine").write_text("a")
+    status, error = told(train.main, ["train.py", "--run", tmp_path / "mine"], capsys)
+    assert status == 2 and "is a file" in error and (tmp_path / "mine").read_text() == "a"
+
+
+def test_a_persons_files_in_a_run_folder_stay(trained, tmp_path):
+    """With --resume, which saves once more, and with --overwrite, which replaces the run's own files alone."""
+    folder, mine = tmp_path / "run", {"old/thesis.txt": "three years of work", "notes.txt": "a", "cache/b.txt": "b"}
+    shutil.copytree(trained, folder)
+    written(folder, mine)
+    config = json.loads((folder / "config.json").read_text())
+    config["args"]["steps"] = config["steps"] = 8
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command("train.py", "--resume", "--run", folder).returncode == 0 and safe.load(folder / "checkpoint.pt")["step"] == 8
+    assert mine.items() <= {name: (folder / name).read_text() for name in mine}.items()
+    assert command("train.py", "--overwrite", "--run", folder, *TINY).returncode == 0 and same(folder, trained)
+    assert mine.items() <= {name: (folder / name).read_text() for name in mine}.items()
+
+
+def test_the_rest_of_a_failed_start_may_be_replaced(tmp_path, capsys, monkeypatch):
+    """It has our config.json and no results. A page beside it is no rest of a start: it needs --overwrite."""
     def broken(modality, sources, args, folder, device):
         (folder / "text.json").write_text("half a tokenizer")
         raise data.DataError("no tokenizer")
-    shutil.copytree(trained, tmp_path / "run")
-    for again in (["--overwrite"], []):
-        with monkeypatch.context() as patch:
-            patch.setattr(prepare, "make_tokenizer", broken)
-            status, error = told(train.main, ["train.py", *again, "--run", tmp_path / "run", *TINY], capsys)
+    monkeypatch.setattr(prepare, "make_tokenizer", broken)
+    for _ in range(2):
+        status, error = told(train.main, ["train.py", "--run", tmp_path / "run", *TINY], capsys)
         assert status == 1 and "no tokenizer" in error
-        for name in ("checkpoint.pt", "config.json", "text.json"):
-            assert (tmp_path / "run" / "old" / name).read_bytes() == (trained / name).read_bytes()
-    shutil.rmtree(tmp_path / "run" / "old")
-    shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
-    assert command("train.py", "--overwrite", "--run", tmp_path / "run", *TINY).returncode == 0
-    assert not (tmp_path / "run" / "old").exists() and same(trained, tmp_path / "run")
+    written(tmp_path / "run", {"index.html": "my home page"})
+    status, error = told(train.main, ["train.py", "--run", tmp_path / "run", *TINY], capsys)
+    assert status == 2 and "--overwrite" in error and (tmp_path / "run" / "index.html").read_text() == "my home page"
+
+
+def test_a_kill_while_making_way_leaves_the_rest_of_a_start(trained, tmp_path, monkeypatch):
+    """Never a checkpoint without its tokenizers."""
+    shutil.copytree(trained, tmp_path / "run")
+    unlink, left = Path.unlink, []
+
+    def watched(path, **options):
+        unlink(path, **options)
+        left.append({p.name for p in path.parent.iterdir()})
+    monkeypatch.setattr(Path, "unlink", watched)
+    train.make_way(tmp_path / "run", types.SimpleNamespace(overwrite=True, keep_tokenizers=False))
+    assert all("config.json" in names and "checkpoint.pt" not in names for names in left) and "text.json" not in left[-1]
+
+
+def test_tokenizers_copied_into_a_new_folder_are_kept(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in train.TOKENIZERS:
+        shutil.copy(trained / name, tmp_path / "run")
+    assert command("train.py", "--keep-tokenizers", "--run", tmp_path / "run", *TINY).returncode == 0 and same(tmp_path / "run", trained)
+    assert all((tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes() for name in train.TOKENIZERS)
 
 
 def test_a_run_is_not_overwritten_by_chance(trained, capsys):

@@ -248,8 +248,9 @@ def test_own_data_trains_and_is_scored(tmp_path):
 
 
 def test_wrong_flags_leave_an_old_run_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"layout_version": 1}')
     (tmp_path / "checkpoint.pt").write_text("precious")
-    done = run("train.py", "--run", tmp_path, "--mix", "text=1", check=False)
+    done = run("train.py", "--run", tmp_path, "--overwrite", "--mix", "text=1", check=False)
     assert done.returncode != 0 and "--mix gives" in done.stderr and (tmp_path / "checkpoint.pt").read_text() == "precious"
 
 
