@@ -19,6 +19,7 @@ from safe import DataError, reason
 
 SAMPLE_RATE = 16000
 LARGEST = 64  # pixels along the side of a picture, where no flag says otherwise: 64 tokens
+FULL_SCALE = 4.0  # largest sample of a recording: lossy codecs and mixes go a little over 1, broken or unscaled ones far
 PICTURES, CLIPS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}, {".wav", ".flac", ".ogg"}
 
 
@@ -108,6 +109,8 @@ def open_clip(path, shortest=0.05, longest=float("inf")):
                         + (" (--longest-clip)" if len(wave) / rate > longest else ""))
     if not np.isfinite(wave).all() or np.abs(wave).max() < 1e-4:
         raise DataError(f"{name}is silent, or holds values that are no numbers")
+    if np.abs(wave).max() > FULL_SCALE:
+        raise DataError(f"{name}holds a sample of {np.abs(wave).max():.2g}, where full scale is 1: scale it to -1 to 1")
     return resample(wave.mean(1), rate)
 
 

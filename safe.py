@@ -92,6 +92,11 @@ def read_arrays(path):
         raise DataError(f"{path} is missing or damaged ({reason(error)}): train afresh")
 
 
+def finite(tensors):
+    """Whether all values of all tensors are finite."""
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
 def save(path, value):
     """torch.save, whole or not at all."""
     import torch

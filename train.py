@@ -317,7 +317,14 @@ def train(args, folder, stream, rows, device):
         keep_until(folder / "log.jsonl", first - 1)
         keep_until(folder / "scores.jsonl", first)
 
+    def not_finite(what, step):
+        saved = folder / "checkpoint.pt"
+        return DataError(f"{what} not finite at step {step}: lower --lr; "
+                         + (f"the last good checkpoint is {saved}" if saved.exists() else "there is no checkpoint yet"))
+
     def save(step):
+        if not safe.finite((*net_parameters, *ema)):                  # the last update may have broken them: none may be saved
+            raise not_finite("weights are", step)
         if chief:
             safe.save(folder / "checkpoint.pt", {
                 "layout_version": data.LAYOUT_VERSION, "step": step, "model": net.state_dict(), "ema": ema,
@@ -338,10 +345,8 @@ def train(args, folder, stream, rows, device):
             factor = lr_factor(step, args.steps, warmup)
             for group in groups:
                 group["lr"] = group["base_lr"] * factor
-            if not math.isfinite(norm):
-                raise DataError(f"loss or gradient is not finite at step {step}: lower --lr; "
-                                + (f"the last good checkpoint is {folder / 'checkpoint.pt'}" if (folder / "checkpoint.pt").exists()
-                                   else "there is no checkpoint yet"))
+            if not math.isfinite(norm) or not math.isfinite(float(loss)):
+                raise not_finite("loss or gradient is", step)
             update(optimizers, max(1 - rule["ema"], 1 / (step + 2)))  # early on the average follows faster, so that it forgets the start
             bar.update()
             if step % args.log_every == 0 or step + 1 == args.steps:

@@ -1,5 +1,6 @@
 """Bad input is told in one line, runs survive what can happen to them, and several processes train as one."""
 import json
+import math
 import os
 import shutil
 import signal
@@ -68,6 +69,13 @@ def clip(folder, name="a.wav", text="a word", seconds=0.5, value=0.1):
     (folder / name).with_suffix(".txt").write_text(text, encoding="utf-8")
 
 
+def spike(folder, value):
+    clip(folder)
+    wave, rate = soundfile.read(folder / "a.wav", dtype="float32")
+    wave[len(wave) // 2] = value
+    soundfile.write(folder / "a.wav", wave, rate, subtype="FLOAT")
+
+
 def listed(folder, text, name="metadata.jsonl"):
     (folder / name).write_text(text, encoding="utf-8")
 
@@ -110,6 +118,8 @@ BAD_DATA = {
     "a clip longer than the slot": (lambda f: clip(f, seconds=21), "speech", "--longest-clip"),
     "a silent clip": (lambda f: clip(f, value=0.0), "speech", "is silent"),
     "a clip of values that are no numbers": (lambda f: clip(f, value=np.nan), "speech", "no numbers"),
+    "a clip with one sample beyond any scale": (lambda f: spike(f, 1e29), "speech", "a sample of 1e+29"),
+    "a clip of 16-bit values as floats": (lambda f: clip(f, value=12000.0), "speech", "full scale is 1"),
     "metadata.csv without a bar": (lambda f: wavs(f, "a word"), "speech", "not id|text"),
     "metadata.csv naming a missing clip": (lambda f: wavs(f, "b|word"), "speech", "no such file in wavs"),
     "metadata.csv naming a clip twice": (lambda f: wavs(f, "a|word\na|other"), "speech", "named twice"),
@@ -472,6 +482,79 @@ def test_a_run_is_not_overwritten_by_chance(trained, capsys):
     before = (trained / "checkpoint.pt").read_bytes()
     status, error = told(train.main, ["train.py", "--run", trained, *TINY], capsys)
     assert status == 2 and "--overwrite" in error and (trained / "checkpoint.pt").read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values that are not finite.
+
+def test_the_clip_far_over_full_scale_is_named_among_good_ones(tmp_path):
+    for i in range(3):
+        clip(tmp_path, f"{i}.wav", value=3.5)                          # over 1, and still read
+    spike(tmp_path, 1e29)
+    with pytest.raises(data.DataError, match=r"1 of 4 items .*a\.wav: holds a sample of 1e\+29"):
+        readers.read_speech(tmp_path)
+    assert len(readers.read_speech(tmp_path, skip_bad=True)) == 3
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
+def test_a_tokenizer_stops_where_a_value_is_not_finite(what):
+    from tokenizers import fsq
+    net, steps = torch.nn.Linear(2, 2), []
+    net.register_buffer("mean", torch.zeros(1))
+
+    def loss_of(rows, rng):
+        steps.append(len(steps))
+        loss = net(torch.ones(1, 2)).square().mean()
+        if steps[-1] == 3 and what == "weight":
+            net.mean.fill_(math.inf)
+        if steps[-1] == 3 and what == "loss":
+            loss = loss + math.nan                                     # its gradient is finite
+        if steps[-1] == 3 and what == "gradient":
+            loss = loss + (net.weight - net.weight.detach()).abs().sum().sqrt()     # 0, of an infinite slope
+        return loss, {}
+    with pytest.raises(data.DataError, match="^audio tokenizer: .* not finite") as stopped:
+        fsq.fit(net, loss_of, 4, 2, 0.1, steps=8, name="audio tokenizer")
+    assert len(steps) == (8 if what == "weight" else 4) and "\n" not in str(stopped.value)
+    assert safe.finite(net.parameters())
+
+
+@pytest.mark.parametrize("broken", ["waves", "pictures"])
+def test_a_tokenizer_of_broken_samples_ends_in_one_line(broken, capsys):
+    """Whatever reads them: the tokenizers look themselves."""
+    from tokenizers import audio
+    from tokenizers import image as pictures
+    if broken == "waves":
+        waves = [0.1 * np.random.default_rng(i).standard_normal(16000).astype(np.float32) for i in range(4)]
+        waves[1][8000] = 1e29
+        make = lambda: audio.train(waves, steps=20)
+    else:
+        make = lambda: pictures.train([np.zeros((8, 8, 3), np.uint8)] * 4, steps=20, lr=math.inf)
+    status, error = told(make, ["train.py"], capsys)
+    line = error.splitlines()[-1]                                      # after the bar's
+    assert status == 1 and "not finite" in line and ("audio" if broken == "waves" else "image") in line, error
+
+
+@pytest.mark.parametrize("what", ["gradient", "loss", "update"])
+def test_training_that_breaks_keeps_the_last_good_checkpoint(what, trained, tmp_path, capsys, monkeypatch):
+    """Also where the last update before a save breaks the weights: the broken ones are not saved."""
+    real, calls = train.backward, []
+
+    def backward(net, trunk, *rest):
+        terms, loss = real(net, trunk, *rest)
+        calls.append(len(calls))
+        if calls[-1] == 3 and what == "gradient":
+            next(net.parameters()).grad.fill_(math.nan)
+        if calls[-1] == 3 and what == "update":
+            next(net.parameters()).data[0] = math.inf                  # after the gradients, as an update might
+        return terms, loss * math.nan if calls[-1] == 3 and what == "loss" else loss
+    monkeypatch.setattr(train, "backward", backward)
+    status, error = told(train.main, ["train.py", "--run", tmp_path / "run", *TINY, "--compile", "off"], capsys)
+    line = error.splitlines()[-1]
+    assert status == 1 and "not finite" in line and "last good checkpoint" in line, error
+    saved = safe.load(tmp_path / "run" / "checkpoint.pt")
+    assert saved["step"] == 2 and safe.finite([*saved["model"].values(), *saved["ema"]])
+    monkeypatch.setattr(train, "backward", real)
+    assert command("train.py", "--resume", "--run", tmp_path / "run").returncode == 0 and same(tmp_path / "run", trained)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="
     loss_of(rows, rng) -> (scalar loss, {name: figure for the bar}); rows (batch,) index the `count` samples, rng is
     a numpy Generator, both functions of (seed, step) alone. Give steps (repeatable), or seconds: then the schedule
     follows the clock, warm-up included, so that it ends in time however fast the machine is. Returns the number of steps made.
+    A DataError at the first loss, gradient or, at the end, weight that is not finite.
     """
     if (seconds is None) == (steps is None) or (seconds or steps) <= 0:
         raise ValueError(f"give either seconds or steps, above 0, to train a tokenizer: got {seconds} and {steps}")
@@ -94,7 +95,10 @@ def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="
         loss, figures = loss_of(rng.integers(0, count, batch), rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        if not math.isfinite(float(loss.detach() + norm)):
+            bar.close()
+            raise safe.DataError(f"{name}: loss or gradient is not finite at step {step}: look for samples far out of range")
         optimizer.step()
         step += 1
         done = step / steps if steps else (time.time() - start) / seconds
@@ -102,6 +106,8 @@ def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="
         if step % 50 == 0:
             bar.set_postfix({key: f"{float(value):.3g}" for key, value in figures.items()}, refresh=False)
     bar.close()
+    if not safe.finite(net.state_dict().values()):
+        raise safe.DataError(f"{name}: weights are not finite after {step} steps: look for samples far out of range")
     net.eval()
     return step
 
