@@ -369,7 +369,7 @@ def csv_rows(folder, metadata, endings):
     else:
         columns = chosen_columns(first.split("|"))
         table = [split_bars(line) for line in content.split("\n")]
-    table = [[cell.strip() for cell in cells] for cells in table if any(cells)]
+    table = [cells for cells in table if any(cells)]
     widths = [len(cells) for cells in table]
     width = max(set(widths), key=widths.count, default=0)
     if width < 2:
@@ -382,9 +382,9 @@ def csv_rows(folder, metadata, endings):
     rows = []
     for cells in table:
         if len(cells) == width:
-            rows.append((cells[columns[0]], cells[columns[1]], ""))
+            rows.append((cells[columns[0]].strip(), cells[columns[1]], ""))
         else:
-            rows.append((cells[0], "", f"has {len(cells)} column(s), others {width}"))
+            rows.append((cells[0].strip(), "", f"has {len(cells)} column(s), others {width}"))
     return rows
 
 

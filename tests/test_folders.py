@@ -302,8 +302,8 @@ def test_brightness_is_scaled_where_the_format_says_how(tmp_path):
     half = np.full((6, 6), 2048, ">u2").tobytes()
     write(tmp_path / "a.pgm", b"P5 6 6 4095\n" + half)
     assert folders.open_picture(tmp_path / "a.pgm", 4, 1)[0, 0, 0] == 127
-    for values in (np.full((6, 6), 0.5, np.float32), np.full((6, 6), 70000, np.int32)):
-        Image.fromarray(values).save(tmp_path / "a.tif")
+    for dtype in (np.float32, np.int32):
+        Image.fromarray(np.ones((6, 6), dtype)).save(tmp_path / "a.tif")
         line = refused(folders.open_picture, tmp_path / "a.tif", 4, 1)
         assert "a.tif: holds floats or 32-bit integers" in line
 
@@ -339,11 +339,17 @@ def test_a_flac_whose_header_knows_no_length(tmp_path):
     np.testing.assert_allclose(folders.open_clip(bytes(content)), tone(seconds=5), atol=1e-4)
 
 
+def with_one(value):
+    wave = tone()
+    wave[9] = value
+    return wave
+
+
 SILENT = "silent as one channel"
 BAD_CLIPS = {
-    "one value beyond all": (np.where(np.arange(8000) == 9, 1e29, tone()), "reaches 1e+29"),
+    "one value beyond all": (with_one(1e29), "reaches 1e+29"),
     "integers": (tone() * 32768, "full scale is 1"),
-    "infinite": (np.where(np.arange(8000) == 9, np.inf, tone()), "no numbers"),
+    "infinite": (with_one(np.inf), "no numbers"),
     "not a number": (tone() * np.nan, "no numbers"),
     "silence": (tone() * 0, "is silent"),
     "inverse channels": (np.stack([tone(), -tone()], 1), SILENT),
@@ -469,4 +475,6 @@ def test_sources_are_merged_in_order(tmp_path):
     assert merged.texts == together.texts == [
         "a caption 0", "a caption 1", "other 0", "other 1", "other 2"]
     assert merged.keys == together.keys
-    assert [image[0, 0, 0] for image in merged.load([4, 0, 3])] == [20, 0, 10]
+    last, first = merged.load([4, 0])
+    assert last[0, 0, 0] == 20
+    assert first[0, 0, 0] == 0
