@@ -347,16 +347,15 @@ class Batches:
         return chosen
 
     def shape(self, trials=8):
-        """(rows, tokens a row) of all steps: what holds the first steps with the least padding."""
-        lengths = [np.array([len(d) for d in self.drawn(step)]) for step in range(trials)]
-        longest = int(max(l.max() for l in lengths))
-        longest = max(longest, *(int(d.lengths().max()) for d in self.documents.values()))
-        best = None
+        """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
+        drawn = [np.array([len(d) for d in self.drawn(step)]) for step in range(trials)]
+        longest = max(int(d.lengths().max()) for d in self.documents.values())
+        shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
-            rows = max(fit_rows(l, length)[1] for l in lengths)
-            if best is None or rows * length < best[0] * best[1]:
-                best = rows, length
-        return best
+            rows = max(fit_rows(lengths, length)[1] for lengths in drawn)
+            cost = rows * length * (length + 140)  # attention's share, as measured on two cores
+            shapes.append((cost, rows, length))
+        return min(shapes)[1:]
 
     def __call__(self, step):
         """Rows (count, length) of ids. What finds no room in them waits for another epoch."""

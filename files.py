@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import shlex
 import sys
@@ -184,7 +185,7 @@ def fast_dtype(device):
         a = torch.ones(2048, 256, dtype=dtype)
         b = torch.ones(256, 768, dtype=dtype)
         times = []
-        for _ in range(6):
+        for _ in range(20):  # the best of many, since others may use the machine
             start = time.perf_counter()
             a @ b
             times.append(time.perf_counter() - start)
@@ -210,6 +211,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UsageError(f"{message} (--help lists all flags)")
+
+
+def number(kind, least, most=math.inf):
+    """A type of flag: a finite number of this kind from least to most."""
+    def parse(text):
+        value = kind(text)
+        if not least <= value <= most or not math.isfinite(value):
+            end = f" to {most:g}" if math.isfinite(most) else " up"
+            raise argparse.ArgumentTypeError(f"{text} is not from {least:g}{end}")
+        return value
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
 
 
 OUT_OF_MEMORY = ("out of memory ({}): to train, a lower --micro-batch, --batch-tokens or --preset "

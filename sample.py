@@ -12,7 +12,6 @@
 import argparse
 import functools
 import io
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import diffusion
 import files
 import model as models
 from data import HEAD, KINDS, MASK, MODALITIES
-from files import DataError, UsageError
+from files import DataError, UsageError, number
 
 # Task -> kind of document, members to generate. The other members are the prompt.
 TASKS = {
@@ -468,18 +467,6 @@ def write_outputs(made, folder, stem):
 # The command line.
 
 
-def number(kind, least=-math.inf, most=math.inf):
-    """A type of flag: a number of this kind between least and most."""
-    def parse(text):
-        value = kind(text)
-        if not least <= value <= most or not math.isfinite(value):
-            bounds = f"from {least:g}" + (f" to {most:g}" if math.isfinite(most) else "")
-            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
-        return value
-    parse.__name__ = kind.__name__  # argparse names it where the text is no number
-    return parse
-
-
 def schedule_name(name):
     diffusion.schedule(name)  # ValueError for an unknown one
     return name
@@ -497,7 +484,7 @@ SETTINGS = {
     "temperature": (number(float, 0), "of the draws; 0: the likeliest"),
     "top_k": (number(int, 1), "draw among so many likeliest tokens"),
     "top_p": (number(float, 1e-6, 1), "draw among the likeliest with this probability"),
-    "guidance": (number(float), "what the prompt changes counts 1 + so many times"),
+    "guidance": (number(float, -100), "what the prompt changes counts 1 + so many times"),
     "candidates": (number(int, 1), "draw so many answers, keep the one that fits best"),
     "rounds": (number(int, 1), "masks under which the network judges that"),
     "correct": (number(int, 0), "rounds of repair afterwards"),
@@ -525,6 +512,13 @@ def read_prompt(run, modality, prompt):
     return folders.open_picture(prompt, config.height, config.channels)
 
 
+def hole_tokens(hole):
+    """The tokens of a hole in a text."""
+    if not hole.isdecimal() or not int(hole):
+        raise UsageError(f"--hole {hole}: in a text a number of tokens, at least 1")
+    return int(hole)
+
+
 def hole_share(hole):
     """FROM:TO -> (from, to), a share between 0 and 1."""
     try:
@@ -542,7 +536,7 @@ def infill(run, args, changes):
     prompt = " ".join(args.prompt)
     n = args.n or 1
     if "___" in prompt:
-        tokens = number(int, 1)(args.hole or "2")
+        tokens = hole_tokens(args.hole or "2")
         return infill_text(run, prompt, tokens, n, args.seed, changes)
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     sample = read_prompt(run, modality, prompt)

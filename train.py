@@ -26,91 +26,117 @@ import data
 import diffusion
 import files
 import model as models
-from files import DataError, UsageError
+from files import DataError, UsageError, number
 from sources import prepare
 from tokenizers import audio, image
 
 LOG_EVERY = 10  # steps
-TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
 
 # ------------------------------------------------------------------------------------------------
 # Settings. Each field is a flag; its comment is the help. config.json and the page show them all.
 
 
-def setting(default, help, **how):
+def setting(default, help, type=None, **how):
+    """A field of Config: its default, the help of its flag, and what reads the flag's text."""
+    metadata = dict(help=help, **how)
+    if type:
+        metadata["type"] = type
     if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: default.copy(), metadata=dict(help=help, **how))
-    return field(default=default, metadata=dict(help=help, **how))
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def shares(text):
-    """'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}"""
-    return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+def pairs(names, kind):
+    """A type of flag: 'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}, of these names only."""
+    def parse(text):
+        found = dict(part.split("=") for part in text.split(","))
+        for name in found:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"no {name!r}; choose from {', '.join(names)}")
+        return {name: kind(value) for name, value in found.items()}
+    parse.__name__ = "name=value,name=value"
+    return parse
 
 
-def names(text):
-    """'a=x,b=y' -> {'a': 'x', 'b': 'y'}"""
-    return dict(part.split("=") for part in text.split(","))
+SHARE = number(float, 0)
+MODES = list(diffusion.PAIR_MODES)
+KINDS = list(data.KINDS)
+TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
+WEIGHTINGS = ("bound", "unweighted")
+
+
+def one_of(names):
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(names)}")
+        return text
+    return parse
 
 
 @dataclass
 class Config:
     run: str = setting("runs/toy", "folder for everything the run writes")
-    minutes: float = setting(7.0, "time of the model's training; tokenizers come on top")
-    steps: int = setting(0, "optimizer steps, instead of --minutes")
+    minutes: float = setting(7.0, "time of the model's training; tokenizers come on top", SHARE)
+    steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
     resume: bool = setting(False, "go on with the run in --run, with its settings")
     overwrite: bool = setting(False, "replace the run in --run")
-    seed: int = setting(0, "of everything that is drawn")
+    seed: int = setting(0, "of everything that is drawn", number(int, 0))
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
-    score_n: int = setting(50, "samples for each cell of the closing table; 0: none")
-    save_every: int = setting(200, "steps from one checkpoint to the next")
+    score_n: int = setting(50, "samples for each cell of the closing table", number(int, 0))
+    save_every: int = setting(200, "steps from one checkpoint to the next", number(int, 1))
 
     text: list = setting([], "text file or folder of them (repeatable)", metavar="PATH")
     images: list = setting([], "folder of pictures with captions", metavar="DIR")
     speech: list = setting([], "folder of clips with transcripts", metavar="DIR")
     skip_bad: bool = setting(False, "leave out items that cannot be used instead of stopping")
-    longest_caption: int = setting(300, "characters of a caption or transcript")
-    longest_clip: float = setting(20.0, "seconds")
-    image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64")
-    items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips")
+    longest_caption: int = setting(300, "characters of a caption or transcript", number(int, 1))
+    longest_clip: float = setting(20.0, "seconds", number(float, 0.1))
+    image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64", number(int, 0))
+    items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips",
+                         number(int, 10))
     mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
-                        "share of each kind in the tokens; a kind without is left out", type=shares)
-    text_length: int = setting(96, "tokens of a text; longer ones are cut")
+                        "share of each kind in the tokens; a kind without is left out",
+                        pairs(KINDS, SHARE))
+    text_length: int = setting(96, "tokens of a text; longer ones are cut", number(int, 16))
 
-    vocab_size: int = setting(512, "ids of the text tokenizer, the 256 bytes included")
-    encoding: str = setting("", "a tiktoken vocabulary instead (gpt2, cl100k_base, o200k_base)")
-    image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', type=json.loads)
-    speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', type=json.loads)
-    image_steps: int = setting(550, "training steps of the image tokenizer")
-    speech_steps: int = setting(1000, "training steps of the speech tokenizer")
+    vocab_size: int = setting(512, "ids of the text tokenizer, bytes included", number(int, 256))
+    encoding: str = setting("", "a tiktoken vocabulary instead: gpt2, cl100k_base, o200k_base")
+    image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json.loads)
+    speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json.loads)
+    image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
+    speech_steps: int = setting(2000, "training steps of the speech tokenizer", number(int, 1))
 
     schedule: str = setting("linear", "linear, cosine or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
-                              "kind=unweighted: every masked token counts alike; else the bound's",
-                              type=names)
+                              "kind=unweighted: all masked tokens count alike; or kind=bound",
+                              pairs(KINDS, one_of(WEIGHTINGS)))
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
-        "weight of each member's term in the loss", type=shares)
+        "weight of each member's term in the loss", pairs(TERMS, SHARE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
         {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
-        "how pairs are noised: share of each mode", type=shares)
+        "how pairs are noised: share of each mode", pairs(MODES, SHARE))
     time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
-                               "mode=p: its times are t^p; below 1: higher mask rates", type=shares)
+                               "mode=p: its times are t^p; below 1: higher mask rates",
+                               pairs(MODES, SHARE))
 
-    preset: str = setting("toy", "shape of the network: " + ", ".join(models.PRESETS))
-    shape: dict = setting({}, 'changes to the preset, as {"width": 128}', type=json.loads)
-    batch_tokens: int = setting(2048, "tokens a step, all kinds together")
-    micro_batch: int = setting(0, "rows that go through the network at a time; 0: all")
-    optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)")
-    lr: float = setting(1e-3, "AdamW's, at the tuned point")
-    muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step")
-    weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr, as in PyTorch")
-    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule")
-    clip: float = setting(1.0, "largest norm of the gradient")
-    dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one")
-    compile: str = setting("auto", "auto, on, off; auto: on a GPU, and where training is long")
+    preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
+    shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json.loads)
+    batch_tokens: int = setting(2048, "tokens a step, all kinds together", number(int, 1))
+    micro_batch: int = setting(0, "rows in the network at a time; 0: all", number(int, 0))
+    optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)",
+                             one_of(("muon", "adamw")))
+    lr: float = setting(1e-3, "AdamW's, at the tuned point", SHARE)
+    muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", SHARE)
+    weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", SHARE)
+    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", SHARE)
+    clip: float = setting(1.0, "largest norm of the gradient", number(float, 1e-9))
+    dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one",
+                         one_of(("auto", "float32", "bfloat16")))
+    compile: str = setting("auto", "auto, on, off; auto: on a GPU, and where training is long",
+                           one_of(("auto", "on", "off")))
 
     def model(self, vocab, places):
         """The network's shape for a stream of so many ids and places."""
@@ -122,39 +148,8 @@ class Config:
         return torch.tensor([self.loss_weights.get(f"{k}/{m}", 0.2) for k, m in data.MEMBERS])
 
 
-NAMES = {  # what the names in a setting may be
-    "mix": data.KINDS,
-    "weighting": data.KINDS,
-    "loss_weights": TERMS,
-    "modes": diffusion.PAIR_MODES,
-    "time_power": diffusion.PAIR_MODES,
-}
-POSITIVE = ("items", "text_length", "batch_tokens", "lr", "muon_lr", "clip", "save_every",
-            "image_steps", "speech_steps", "longest_caption", "longest_clip")
-
-
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
-    for f in dataclasses.fields(Config):
-        flag = "--" + f.name.replace("_", "-")
-        value = getattr(config, f.name)
-        for name in NAMES.get(f.name, ()) and value:
-            if name not in NAMES[f.name]:
-                raise UsageError(f"{flag}: no {name!r}; choose from {', '.join(NAMES[f.name])}")
-        numbers = value.values() if isinstance(value, dict) else [value]
-        for number in numbers:
-            if isinstance(number, (int, float)) and not 0 <= number < math.inf:
-                raise UsageError(f"{flag} {number:g}: must not be negative")
-        if f.name in POSITIVE and not value:
-            raise UsageError(f"{flag}: must be above 0")
-    if config.preset not in models.PRESETS:
-        raise UsageError(f"--preset {config.preset}: choose from {', '.join(models.PRESETS)}")
-    if not config.steps and not config.minutes:
-        raise UsageError("--minutes or --steps must be above 0")
-    if not sum(config.modes.values()):
-        raise UsageError("--modes: give one of them a share above 0")
-    if config.text_length < data.HEAD + data.ROUND:
-        raise UsageError(f"--text-length: at least {data.HEAD + data.ROUND}")
     attempts = {
         "--schedule": lambda: diffusion.schedule(config.schedule),
         "--shape": lambda: config.model(vocab=8, places=8),
@@ -166,6 +161,10 @@ def check_settings(config):
             attempt()
         except (ValueError, TypeError) as error:
             raise UsageError(f"{flag}: {error}")
+    if not config.steps and not config.minutes:
+        raise UsageError("--minutes or --steps must be above 0")
+    if not sum(config.modes.values()):
+        raise UsageError("--modes: give one of them a share above 0")
 
 
 OF_THE_CALL = ("run", "resume", "overwrite", "device")  # not of the run
@@ -185,7 +184,7 @@ def parse(argv=None):
         elif f.type is list:
             how["action"] = "append"
         else:
-            how.setdefault("type", f.type)
+            how.setdefault("type", f.type)  # str: as it is
         if default not in ("", [], {}, False):
             how["help"] += f" (default: {typed(default)})"
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **how)
@@ -385,7 +384,7 @@ class Training:
         counts = data.documents_per_step(documents, config.mix, config.batch_tokens / views)
         self.batches = data.Batches(documents, counts, config.seed)
         means = {kind: docs.lengths().mean() for kind, docs in documents.items()}
-        self.tokens = views * sum(n * means[kind] for kind, n in counts.items())  # a step
+        self.tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))  # a step
         if views * self.batches.count < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
                              f"({self.batches.count}) than there are processes")
