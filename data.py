@@ -435,8 +435,39 @@ def next_tokens(stream, ids):
         counts=torch.bincount(member[member >= 0], minlength=len(MEMBERS)))
 
 
+def show(ids, member):
+    """Print one row, (L,) each, tinted by member."""
+    words = []
+    for i, m in zip(ids.tolist(), member.tolist()):
+        name = SPECIALS[i] if i < len(SPECIALS) else str(i)
+        words.append(f"\033[{31 + m}m{name}\033[0m" if m >= 0 else name)
+    print("  " + " ".join(words))
+
+
 def main():
-    """Show a row of each kind, clean and noised."""
+    """Show documents packed into rows, what stands where, and a pair under each mode of noise."""
+    stream = Stream({"text": (1, 90), "image": (1, 50), "speech": (2, 30)},
+                    {"text": [16], "image-text": [6, 6], "speech-text": [8, 4]})
+    random = rng(0)
+    text = stream.texts(random.integers(0, 90, 5))[0]
+    pair = stream.document("image-text", [random.integers(0, 50, 6), random.integers(0, 90, 4)])
+    clip = stream.document("speech-text", [random.integers(0, 30, 6), random.integers(0, 90, 2)])
+    print("a text and a picture with its caption in one row, a clip with its transcript:")
+    rows = stream.describe(stacked([np.concatenate((text, pair)), clip]))
+    for ids, member in zip(rows.ids, rows.member):
+        show(ids, member)
+    print("what is known of the first row: member, place, first id, last id + 1, document")
+    for z in (rows.member, rows.place, rows.low, rows.high, rows.doc):
+        print("  " + " ".join(f"{value:3}" for value in z[0].tolist()))
+    rows = stream.describe(stacked([pair]))
+    u = torch.from_numpy(random.random(rows.ids.shape))
+    linear = diffusion.schedule("linear")
+    print("the pair at time 0.5 in each mode, and the loss weight of a masked token by member")
+    for mode, roles in zip(diffusion.PAIR_MODES, ROLES):
+        levels = diffusion.noise_levels(torch.tensor([0.5]).double(), roles[None, POSITION], linear)
+        x, _, _ = diffusion.corrupt(rows.ids, rows.doc, rows.member, *levels, u, MASK)
+        print(f"{mode}: weights {levels[1][0, 1:3].tolist()}")
+        show(x[0], rows.member[0])
 
 
 if __name__ == "__main__":
