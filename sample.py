@@ -17,12 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import files  # before torch: it tells OpenMP how to wait
 import numpy as np
 import torch
 
 import data
 import diffusion
-import files
 import model as models
 from data import HEAD, KINDS, MASK, MODALITIES
 from files import DataError, UsageError, number

@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import files  # before torch: it tells OpenMP how to wait
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 import data
 import diffusion
-import files
 import model as models
 from files import DataError, UsageError, number
 from sources import prepare
@@ -516,6 +516,9 @@ def train(config, folder, stream, documents, device):
                 plan = agreed(plan.anew(step, config.minutes, (now - lap[1]) / (step - lap[0])))
             lap = (step, now)
             if rank() == 0:
+                if not all(p.isfinite().all() for p in net.parameters()):
+                    raise DataError(f"step {step}: a weight is not finite; {checkpoint} is the "
+                                    "last good state")
                 files.save(checkpoint, {
                     "layout_version": data.LAYOUT_VERSION, "step": step, "plan": vars(plan),
                     "model": net.state_dict(), "average": training.average,
@@ -629,7 +632,7 @@ def check_folder(folder, config):
         data.check_layout(saved["layout_version"], folder)
     elif saved is None:
         others = [p.name for p in folder.iterdir()] if folder.exists() else []
-        others = [name for name in others if name != "lock"]
+        others = sorted(set(others) - {"lock", "config.json.tmp"})  # what a killed start leaves
         if others:
             raise UsageError(f"{name}: {files.quoted(others[0])} there was written by no run of "
                              "ours; give a new or an empty folder")
