@@ -32,7 +32,8 @@ def own_ids(rows, vocabulary):
 def test_rows_are_texts_and_ends(world):
     rows, vocabulary, _ = world
     assert vocabulary[mini.END] == ""
-    assert sorted("".join(vocabulary[i] for i in row) for row in rows) == sorted(TEXTS)
+    texts = ["".join(map(vocabulary.__getitem__, row)) for row in rows]
+    assert sorted(texts) == sorted(TEXTS)
     length = (rows != mini.END).sum(1, keepdim=True)
     assert torch.equal(rows == mini.END, torch.arange(rows.shape[1]) >= length)
 
