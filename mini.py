@@ -57,7 +57,7 @@ def loss(net, x_0, rng):
 
     Its mean is at least -log2 p(x_0) / L. Why: reveal the row token by token. -log2 p(x_0) is at
     most the mean over all orders of the sum of -log2 p(next token | tokens seen). While k tokens
-    are masked, each is next with probability 1/k. On average 1/t weighs k masked tokens like this.
+    are masked, each is next with probability 1/k. Averaged over t, the weight 1/t comes to that.
     """
     B, L = x_0.shape
     u = torch.rand(B, 1, generator=rng)
