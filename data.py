@@ -353,7 +353,7 @@ class Batches:
         shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
             rows = max(fit_rows(lengths, length)[1] for lengths in drawn)
-            cost = rows * length * (length + 140)  # attention's share, as measured on two cores
+            cost = rows * length * (length + 600)  # attention grows with the length
             shapes.append((cost, rows, length))
         return min(shapes)[1:]
 
