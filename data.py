@@ -131,8 +131,8 @@ class Stream:
             self.start[modality] = self.vocab
             self.first_place[modality] = self.places
             self.vocab += groups * (size + 1)
-            self.places += max(n for k, s in self.slots.items()
-                               for m, n in zip(KINDS[k], s) if m == modality)
+            self.places += max(slot for k, s in self.slots.items()
+                               for m, slot in zip(KINDS[k], s) if m == modality)
         self.table = self.offset_table()
 
     def offset_table(self):
