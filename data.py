@@ -318,6 +318,10 @@ def fit_rows(lengths, length):
     return places, len(room)
 
 
+def lengths_of(documents):
+    return np.array([len(ids) for ids in documents])
+
+
 class Batches:
     """The rows of each step: a pure function of (seed, step), so that resuming needs no state.
 
@@ -348,7 +352,7 @@ class Batches:
 
     def shape(self, trials=8):
         """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
-        drawn = [np.array([len(d) for d in self.drawn(step)]) for step in range(trials)]
+        drawn = [lengths_of(self.drawn(step)) for step in range(trials)]
         longest = max(int(d.lengths().max()) for d in self.documents.values())
         shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
@@ -360,7 +364,7 @@ class Batches:
     def __call__(self, step):
         """Rows (count, length) of ids. What finds no room in them waits for another epoch."""
         chosen = self.drawn(step)
-        places, _ = fit_rows(np.array([len(d) for d in chosen]), self.length)
+        places, _ = fit_rows(lengths_of(chosen), self.length)
         rows = np.full((self.count, self.length), PAD, np.int64)
         for ids, (row, start) in zip(chosen, places):
             if row < self.count:

@@ -329,7 +329,7 @@ class Transformer(nn.Module):
         length = ids.shape[1]
         allowed = (doc[:, :, None] == doc[:, None, :])[:, None]           # (B, 1, L, L)
         if config.causal:
-            allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+            allowed = allowed.tril()
         cos, sin = rope_table(length, config.head_dim, config.rope_base, ids.device)
         x = self.embed(ids) + self.place(place)                           # (B, L, D)
         for block in self.blocks:
@@ -364,7 +364,8 @@ def main():
     print(f"{'':12} {'init std':>9} {'lr':>7} {'eps':>7} {'decay':>7}")
     for group in MULTIPLIERS:
         f = completep(group, 2, 2)
-        print(f"{group:12} {f['init_var'] ** 0.5:9.3f} {f['lr']:7.3f} {f['eps']:7.3f} {f['decay']:7.3f}")
+        print(f"{group:12} {f['init_var'] ** 0.5:9.3f} {f['lr']:7.3f} {f['eps']:7.3f} "
+              f"{f['decay']:7.3f}")
 
 
 if __name__ == "__main__":

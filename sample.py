@@ -4,8 +4,8 @@
     python sample.py image-to-text picture.png                        TXT
     python sample.py text-to-speech "a large blue star"               WAV
     python sample.py speech-to-text clip.wav
-    python sample.py text "the red circle"                            goes on from it, or from nothing
-    python sample.py image        python sample.py speech             a text first, then what it says
+    python sample.py text "the red circle"                            goes on from it, or from none
+    python sample.py image        python sample.py speech       a text, then what it says
     python sample.py infill "the red circle is ___ the blue square."  ___ is a hole; or a picture or
                                                                       clip and --hole FROM:TO
 """

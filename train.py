@@ -1,6 +1,6 @@
 """Train tinytri: tokenizers first, then one masked diffusion model over text, pictures and speech.
 
-    python train.py                                  the toy world, ten to twelve minutes on two cores
+    python train.py                                  the toy world
     python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data
     python train.py --resume --run runs/mine         go on where a run stopped
 """
@@ -389,7 +389,8 @@ class Training:
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
                              f"({self.batches.count}) than there are processes")
         self.terms = [name for name in TERMS if name.split("/")[0] in documents]
-        self.net = models.Transformer(config.model(stream.vocab, stream.places), config.seed).to(device)
+        shape = config.model(stream.vocab, stream.places)
+        self.net = models.Transformer(shape, config.seed).to(device)
         self.average = [p.detach().clone() for p in self.net.parameters()]
 
     def batch(self, step):
@@ -539,9 +540,9 @@ def describe_run(config, folder, training, plan, rule, step):
     batches = training.batches
     millions = models.count_parameters(training.net)["total"] / 1e6
     counts = ", ".join(f"{n} of {kind}" for kind, n in batches.counts.items())
-    print(f"{millions:.1f}M parameters on {training.device} ({config.dtype}), {plan.steps} steps of "
-          f"{batches.count} rows of {batches.length} tokens, {100 * training.padding():.1f}% of "
-          f"them padding; documents a step: {counts}" + (f"; from step {step} on" if step else ""))
+    print(f"{millions:.1f}M parameters on {training.device} ({config.dtype}), step {step} of "
+          f"{plan.steps}: {batches.count} rows of {batches.length} tokens, "
+          f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
     print_derived(training.tokens, plan.tokens, batches.length, config)
 
 
@@ -600,9 +601,10 @@ def any_process(flag, device):
 # ------------------------------------------------------------------------------------------------
 # Run folders. config.json with our layout version marks one. Nothing else is ever touched.
 
-RUN_FILES = ["checkpoint.pt", "documents.npz", "tokenizers.json", "log.jsonl", "scores.json",
-             "seconds.json", "films.html", "index.html", *(m.file for m in data.MODALITIES.values()),
-             "config.json"]
+RUN_FILES = [
+    "checkpoint.pt", "documents.npz", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
+    "films.html", "index.html", "text.json", "image.pt", "speech.pt", "config.json",
+]
 
 
 def run_settings(config):

@@ -50,7 +50,7 @@ def own_sources(config):
 
 
 def toy_sources(items, seed):
-    """The toy world: items passages, as many pictures, a fifth as many utterances. {kind: Source}"""
+    """The toy world, {kind: Source}: items passages, as many pictures, a fifth as many clips."""
     scenes = toyworld.scenes(items, seed)
     phrases = toyspeech.phrases(max(2, items // 5), seed)
 
@@ -124,15 +124,15 @@ def train_tokenizer(modality, sources, train, config, device):
     if modality == "text" and config.encoding:
         return module.from_tiktoken(config.encoding)
     if modality == "text":
-        texts = {kind: [s.texts[i] for i in train[kind]] for kind, s in sources.items()}
-        sizes = {kind: sum(map(len, t)) for kind, t in texts.items()}
+        texts = [[source.texts[i] for i in train[kind]] for kind, source in sources.items()]
+        sizes = [sum(map(len, part)) for part in texts]
         samples = []
         repeats = []
-        for kind, t in texts.items():
+        for part, size in zip(texts, sizes):
             # each kind counts alike: else the words of transcripts beside a book would be spelt
-            times = round(max(sizes.values()) / max(1, sizes[kind]))
-            samples += t
-            repeats += [min(100, max(1, times))] * len(t)
+            times = round(max(sizes) / max(1, size))
+            samples += part
+            repeats += [min(100, max(1, times))] * len(part)
         return module.train(samples, config.vocab_size, repeats)
     source = next(s for kind, s in sources.items() if KINDS[kind][0] == modality)
     at = rng(config.seed, 2).permutation(train[source.kind])[:TOKENIZER_ITEMS]
@@ -215,7 +215,8 @@ def prepare(config, folder, device, clock):
     codes = {kind: encode(source, tokenizers) for kind, source in sources.items()}
     slots = {}
     for kind in sources:
-        slots[kind] = [slot_for(m, c, tokenizers[m].groups) for m, c in zip(KINDS[kind], codes[kind])]
+        members = zip(KINDS[kind], codes[kind])
+        slots[kind] = [slot_for(m, c, tokenizers[m].groups) for m, c in members]
     if "text" in slots:
         slots["text"] = [config.text_length - HEAD]
     stream = Stream({m: (t.groups, t.size) for m, t in tokenizers.items()}, slots)
