@@ -533,13 +533,13 @@ def main():
         ones = fits @ words.double() / fits.sum(1, keepdim=True)          # (b, 4)
         return torch.stack((1 - ones, ones, torch.zeros_like(ones)), -1).log()[where]
 
-    low = torch.zeros(20_000, n, dtype=torch.long)
-    x = torch.full_like(low, mask_id)
     ids = words.repeat(500, 1)
     low = torch.zeros_like(ids)
     nats = bound(predict, ids, low == 0, low, low + 2, mask_id, np.random.default_rng(0))
     print(f"{n} bits, an even number of ones: entropy {math.log(len(words)):.3f} nats, "
           f"bound {nats.mean():.3f} from {len(ids)} masks")
+    low = torch.zeros(20_000, n, dtype=torch.long)
+    x = torch.full_like(low, mask_id)
     print("total variation between samples and truth (20,000 samples: about 0.01 is chance)")
     for name, sampler in SAMPLERS.items():
         errors = []
