@@ -20,6 +20,12 @@ import files
 
 from . import fsq
 
+SAMPLE_RATE = 16000  # Hz
+N_FFT = 1024  # samples in an analysis window (64 ms)
+HOP = 256  # samples from one frame to the next (16 ms)
+BINS = N_FFT // 2 + 1  # frequencies of a spectrum
+MELS = 80  # bands from 0 to half the sample rate
+CROP = 32  # frames in a training crop (0.5 s)
 BATCH = 8  # crops in a training step
 LEARNING_RATE = 3e-3
 FLOOR = 1e-4  # magnitude below which nothing counts, -80 dB; a sine at full scale has 0.5
@@ -33,39 +39,31 @@ class AudioConfig:
     For recordings of an open vocabulary take stride=2, groups=4: 125 tokens a second.
     """
 
-    sample_rate: int = 16000  # Hz
-    n_fft: int = 1024  # samples in an analysis window (64 ms)
-    hop: int = 256  # samples from one frame to the next (16 ms)
-    n_mels: int = 80  # mel bands from 0 to half the sample rate
     stride: int = 4  # frames in a code step (64 ms)
     groups: int = 3  # codes in a step
     levels: tuple = (8, 5, 5)  # quantisation levels of a code; their product is the vocabulary
     hidden: int = 96  # channels of the network
-    blocks: int = 1  # residual blocks of the encoder, and of each half of the decoder
-    crop: int = 32  # frames in a training crop (0.5 s)
+    sample_rate = SAMPLE_RATE
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
         fsq.check_levels(self.levels)
-        if self.stride < 1 or self.groups < 1:
-            raise ValueError(f"stride {self.stride} and groups {self.groups} must be at least 1")
-        if self.n_fft % self.hop or self.crop % self.stride:
-            raise ValueError(f"hop {self.hop} must divide n_fft {self.n_fft}, stride {self.stride} "
-                             f"crop {self.crop}")
+        if self.stride < 1 or CROP % self.stride or self.groups < 1:
+            raise ValueError(f"stride {self.stride} must divide {CROP}, groups {self.groups} be at "
+                             "least 1")
 
     @property
     def step(self):
         """Samples in a code step."""
-        return self.stride * self.hop
+        return self.stride * HOP
 
 
-def mel_filters(config):
-    """Triangles on the mel scale, each with sum 1: float32 (n_fft/2 + 1, n_mels)."""
-    half = config.sample_rate / 2  # Hz
-    top = 2595 * np.log10(1 + half / 700)  # in mel
-    mels = np.linspace(0, top, config.n_mels + 2)
+def mel_filters():
+    """Triangles on the mel scale, each with sum 1: float32 (bins, mels)."""
+    half = SAMPLE_RATE / 2  # Hz
+    mels = np.linspace(0, 2595 * np.log10(1 + half / 700), MELS + 2)
     edges = 700 * (10 ** (mels / 2595) - 1)  # Hz
-    bins = np.linspace(0, half, config.n_fft // 2 + 1)[:, None]  # Hz
+    bins = np.linspace(0, half, BINS)[:, None]
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     bank = np.minimum(rise, fall).clip(0)
@@ -73,55 +71,52 @@ def mel_filters(config):
 
 
 class Block(nn.Module):
-    """Residual pair of convolutions over time, of width 3 (spread by dilation) and 1."""
+    """Residual pair of convolutions over time, of width 3 and 1."""
 
-    def __init__(self, hidden, dilation):
+    def __init__(self, hidden):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)  # of each frame on its own
-        self.conv = nn.Conv1d(hidden, 2 * hidden, 3, padding=dilation, dilation=dilation)
+        self.conv = nn.Conv1d(hidden, 2 * hidden, 3, padding=1)
         self.out = nn.Conv1d(2 * hidden, hidden, 1)
 
     def forward(self, x):  # (B, D, T)
-        return x + self.out(F.silu(self.conv(self.norm(x.mT).mT)))
+        h = self.norm(x.mT).mT
+        return x + self.out(F.silu(self.conv(h)))
 
 
 class Net(nn.Module):
-    """The autoencoder. B clips of S samples, T = S / hop frames, d latent channels to a code."""
+    """The autoencoder. B clips of S samples, T = S / HOP frames, d latent channels to a code."""
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        bins = config.n_fft // 2 + 1
+        self.stride = config.stride
+        self.groups = config.groups
+        self.fsq = fsq.FSQ(config.levels)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+        self.register_buffer("filters", mel_filters(), persistent=False)
+        self.register_buffer("mel_mean", torch.zeros(MELS))  # of the training set
+        self.register_buffer("line_mean", torch.zeros(BINS))
+        self.register_buffer("scale", torch.zeros(()))
         latent = config.groups * len(config.levels)
         hidden = config.hidden
-        self.fsq = fsq.FSQ(config.levels)
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.register_buffer("filters", mel_filters(config), persistent=False)
-        self.register_buffer("mel_mean", torch.zeros(config.n_mels))  # of the training set
-        self.register_buffer("line_mean", torch.zeros(bins))
-        self.register_buffer("scale", torch.zeros(()))
-
-        def blocks():
-            return [Block(hidden, 1 + i % 2) for i in range(config.blocks)]
-
-        width = 2 * config.stride + 1
+        stride = config.stride
         self.encoder = nn.Sequential(
-            nn.Conv1d(config.n_mels, hidden, width, config.stride, config.stride // 2 + 1),
-            *blocks(),
+            nn.Conv1d(MELS, hidden, 2 * stride + 1, stride, stride // 2 + 1),
+            Block(hidden),
             nn.Conv1d(hidden, latent, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv1d(latent, hidden, 3, padding=1),
-            *blocks(),
-            nn.ConvTranspose1d(hidden, hidden, config.stride, config.stride),
-            *blocks(),
-            nn.Conv1d(hidden, bins, 1),
+            Block(hidden),
+            nn.ConvTranspose1d(hidden, hidden, stride, stride),
+            Block(hidden),
+            nn.Conv1d(hidden, BINS, 1),
         )
 
     def spectrum(self, waves):
         """Waves (B, S), whole hops -> complex (B, bins, T)."""
-        spectrum = torch.stft(waves, self.config.n_fft, self.config.hop, window=self.window,
-                              pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(waves, N_FFT, HOP, window=self.window, pad_mode="constant",
+                              return_complex=True)
         return spectrum[..., :-1]
 
     def magnitudes(self, waves):
@@ -135,8 +130,8 @@ class Net(nn.Module):
     def encode(self, mel):
         """Mel (B, mels, T) -> latents (B, T / stride, groups, d)."""
         z = self.encoder((mel - self.mel_mean[:, None]) / self.scale)
-        z = z[..., :mel.shape[-1] // self.config.stride].mT
-        return z.unflatten(-1, (self.config.groups, -1)).float()
+        z = z[..., :mel.shape[-1] // self.stride].mT
+        return z.unflatten(-1, (self.groups, -1)).float()
 
     def decode(self, codes):
         """What FSQ makes of (B, steps, groups, d) -> natural log of magnitudes (B, bins, T)."""
@@ -150,20 +145,19 @@ def griffin_lim(net, magnitudes, rounds=32, momentum=0.99):
     It starts from random phases, always the same, and goes to and fro between spectra that have
     these magnitudes and spectra that some wave has.
     """
-    config = net.config
     target = magnitudes * net.window.sum()
-    length = target.shape[1] * config.hop
+    length = target.shape[1] * HOP
     rng = np.random.Generator(np.random.Philox(key=[0, 0]))
     turns = torch.from_numpy(rng.random(target.T.shape, np.float32)).T
     spectrum = torch.polar(target, 2 * math.pi * turns.to(target))
     before = torch.zeros_like(spectrum)
     for _ in range(rounds):
-        wave = torch.istft(spectrum, config.n_fft, config.hop, window=net.window, length=length)
+        wave = torch.istft(spectrum, N_FFT, HOP, window=net.window, length=length)
         found = net.spectrum(wave)
         ahead = found + momentum * (found - before)
         spectrum = target * ahead.sgn()  # its phases alone
         before = found
-    return torch.istft(spectrum, config.n_fft, config.hop, window=net.window, length=length)
+    return torch.istft(spectrum, N_FFT, HOP, window=net.window, length=length)
 
 
 def padded(wave, config):
@@ -175,9 +169,9 @@ def padded(wave, config):
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
         raise ValueError(f"a clip must be a 1-D float array, got {wave.dtype} {wave.shape}; mix "
                          "down, and scale to [-1, 1]")
-    if len(wave) < config.hop:
-        raise ValueError(f"a clip of {len(wave)} samples is shorter than a frame of {config.hop}; "
-                         "leave it out or pad it")
+    if len(wave) < HOP:
+        raise ValueError(f"a clip of {len(wave)} samples is shorter than a frame of {HOP}; leave "
+                         "it out or pad it")
     if not np.abs(wave).max() <= 8:  # NaN is not, either
         raise ValueError("a clip holds NaN, or samples far beyond [-1, 1]; clean or scale it")
     wave = np.pad(wave.astype(np.float32), (0, -len(wave) % config.step))
@@ -204,12 +198,12 @@ def train(waves, config, steps, seed=0, device="cpu"):
         net.mel_mean.copy_(mel.mean(1))
         net.scale.copy_(mel.std().clamp(min=1e-3))
         net.line_mean.copy_((some + FLOOR).log().mean(1))
-    frames = F.pad(frames, (0, 0, 0, config.crop))
-    starts = np.arange(0, len(frames) - config.crop, config.stride)
+    frames = F.pad(frames, (0, 0, 0, CROP))
+    starts = np.arange(0, len(frames) - CROP, config.stride)
 
     def loss_of(rng):
         first = starts[rng.integers(0, len(starts), BATCH)]  # a crop may run into the next clip
-        crops = frames[torch.from_numpy(first[:, None] + np.arange(config.crop))]
+        crops = frames[torch.from_numpy(first[:, None] + np.arange(CROP))]
         target = crops.to(device).float().mT  # (B, bins, crop)
         mel = net.mel(target)
         lines = net.decode(net.fsq(net.encode(mel)))
@@ -298,7 +292,7 @@ def main():
     again = tokenizer.decode(codes)[0]
     path = Path("out") / f"{Path(args.file).stem}-decoded.wav"
     with files.whole(path) as temporary:
-        soundfile.write(temporary, again, tokenizer.config.sample_rate, format="WAV")
+        soundfile.write(temporary, again, SAMPLE_RATE, format="WAV")
     print("steps:", codes[0].reshape(-1, tokenizer.groups), sep="\n")
     print(lines(tokenizer.report([wave])))
     print(f"what they decode to is in {files.quoted(path)}")

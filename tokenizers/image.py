@@ -39,7 +39,6 @@ class ImageConfig:
     colours: int = 3  # tokens of the palette
     levels: tuple = (5, 5, 5, 5)  # quantisation levels; their product is the vocabulary
     hidden: int = 96  # channels of the network
-    blocks: int = 2  # residual blocks of the decoder
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
@@ -49,7 +48,8 @@ class ImageConfig:
                              "least 2")
         sides = math.gcd(self.height, self.width)
         if self.patch == 0:
-            self.patch = max([p for p in range(4, 9) if sides % p == 0], default=4)
+            fitting = [p for p in range(4, 9) if sides % p == 0]
+            self.patch = max(fitting, default=4)
         if self.patch < 1 or sides % self.patch:
             raise ValueError(f"squares of {self.patch} pixels do not divide "
                              f"{self.height}x{self.width}; resize to a multiple of {self.patch}")
@@ -65,8 +65,10 @@ class ImageConfig:
 
 def flatness(x):
     """x (B, C, H, W) -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block has one colour."""
-    spread = F.max_pool2d(x, 2, 1) + F.max_pool2d(-x, 2, 1)  # highest - lowest in a block
-    spread = F.pad(spread.amax(1), (1, 1, 1, 1), value=math.inf)
+    highest = F.max_pool2d(x, 2, 1)  # in each 2x2 block
+    lowest = -F.max_pool2d(-x, 2, 1)
+    spread = (highest - lowest).amax(1)
+    spread = F.pad(spread, (1, 1, 1, 1), value=math.inf)
     least = -F.max_pool2d(-spread, 2, 1)  # of the blocks around a pixel
     return torch.exp(-((least / 0.1) ** 2))
 
@@ -101,8 +103,8 @@ def palette(x, count):
     weight = torch.where(plain, weight, 1.0)
     for k in range(1, count):
         gap, at = (nearest * weight).max(1)  # (B,)
-        another = gap[:, None] > CONTRAST
-        centres.append(torch.where(another, colour_at(pixels, at), centres[-1]))
+        found = colour_at(pixels, at)
+        centres.append(torch.where(gap[:, None] > CONTRAST, found, centres[-1]))
         distance = square_distance(pixels, centres[-1])
         owner = torch.where(distance < nearest, k, owner)
         nearest = torch.minimum(nearest, distance)
@@ -110,8 +112,9 @@ def palette(x, count):
     mass = share.sum(2)  # (B, K), pixels
     share = share / mass.clamp(min=1e-6)[..., None]
     present = mass > 0.5
-    colours = torch.stack(centres, 1)  # (B, K, C)
-    colours = torch.where((plain & present)[..., None], share @ pixels.mT, colours)
+    mean = share @ pixels.mT  # (B, K, C)
+    usable = (plain & present)[..., None]
+    colours = torch.where(usable, mean, torch.stack(centres, 1))
     order = reading_order(share, present, x.shape[3])
     return colours.gather(1, order[..., None].expand_as(colours))
 
@@ -171,7 +174,8 @@ class Block(nn.Module):
         self.out = nn.Conv2d(2 * hidden, hidden, 1)
 
     def forward(self, x):  # (B, D, h, w)
-        return x + self.out(F.silu(self.conv(self.norm(x))))
+        h = self.conv(self.norm(x))
+        return x + self.out(F.silu(h))
 
 
 class Net(nn.Module):
@@ -208,7 +212,8 @@ class Net(nn.Module):
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(depth, hidden, 3, padding=1),
-            *[Block(hidden) for _ in range(config.blocks)],
+            Block(hidden),
+            Block(hidden),
             nn.GroupNorm(1, hidden),
             nn.Conv2d(hidden, folded, 1),
         )
@@ -333,8 +338,9 @@ class Tokenizer(fsq.Codec):
         out = []
         for batch in batches(codes, self.config):
             seen = torch.stack([self.look_up(ids) for ids in batch])  # (B, K + h w, d)
-            colours = self.net.decode_colours(seen[:, :count]).clamp(-1, 1)
-            logits = self.net.decode_squares(seen[:, count:].unflatten(1, self.config.grid))
+            palettes, squares = seen.split([count, length - count], 1)
+            colours = self.net.decode_colours(palettes).clamp(-1, 1)
+            logits = self.net.decode_squares(squares.unflatten(1, self.config.grid))
             x = blend(logits, colours)
             out.extend(to_uint8(x.movedim(1, -1)))
         return out
