@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from runs import TINY, call  # noqa: E402
 
 import sample  # noqa: E402
 import train  # noqa: E402
+from tools import score  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.MonkeyPatch.context() as patch:
-        for task in ("image-to-text", "speech-to-text"):  # many candidates take long
+        few = functools.partial(score.diversity, repeats=3)  # of everything that takes long
+        patch.setattr(score, "diversity", few)
+        for task in ("image-to-text", "speech-to-text"):
             few = {**sample.DEFAULTS[task], "candidates": 2, "rounds": 1}
             patch.setitem(sample.DEFAULTS, task, few)
         printed = call(train.main, "--run", folder, *TINY, "--score-n", 2)

@@ -12,9 +12,10 @@ import torch
 import files
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--shape", '{"width": 32, "depth": 1}', "--image-tokenizer", '{"hidden": 16}',
-         "--speech-tokenizer", '{"hidden": 32}', "--image-steps", "8", "--speech-steps", "8",
-         "--batch-tokens", "768", "--compile", "off", "--device", "cpu", "--dtype", "float32")
+SMALL = ("--image-tokenizer", '{"hidden": 16, "levels": [4, 4, 4]}', "--image-steps", "8",
+         "--speech-tokenizer", '{"hidden": 32, "levels": [5, 5]}', "--speech-steps", "8",
+         "--shape", '{"width": 32, "depth": 1}', "--batch-tokens", "768",
+         "--compile", "off", "--device", "cpu", "--dtype", "float32")
 TINY = ("--items", "150", "--steps", "6", *SMALL)
 
 
