@@ -153,9 +153,9 @@ def test_rows_in_parts_give_the_step_of_the_whole(trained):
         assert norm > 0.5
         results.append((torch.tensor([*terms, norm]), list(made.net.parameters())))
     (a, weights), (b, others) = results
-    torch.testing.assert_close(a, b)
+    assert torch.allclose(a, b)
     for w, v in zip(weights, others):
-        torch.testing.assert_close(w, v, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(w, v, rtol=1e-4, atol=1e-5)
 
 
 def test_timing_steps_changes_nothing(trained):
