@@ -180,7 +180,8 @@ class Stream:
 
     def fill(self, modality, codes, slot):
         """Ids of a member, filled with ends to its slot. DataError if the codes do not fit."""
-        if len(codes) + MODALITIES[modality].open_end > slot:
+        open_end = MODALITIES[modality].open_end
+        if len(codes) + open_end > slot or (not open_end and len(codes) < slot):
             raise DataError(f"{modality} of {len(codes)} tokens does not fit into {slot}: shorten "
                             "it, or train with longer ones")
         ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends

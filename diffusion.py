@@ -55,12 +55,12 @@ def schedule(name):
     power = name.removeprefix("poly:")
     if power != name:
         try:
-            if 0 < float(power) < math.inf:
+            if 0 < float(power) <= 100:  # above, t^P vanishes at T_MIN
                 return poly(float(power))
         except ValueError:
             pass
     if name not in SCHEDULES:
-        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P above 0")
+        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 100")
     return SCHEDULES[name]
 
 
@@ -280,7 +280,7 @@ def gumbel(shape, generator):
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):
-    """The k best, then the smallest set with probability top_p; -inf elsewhere. (M, V)."""
+    """The k best and their equals, then the smallest set with probability top_p; -inf elsewhere. (M, V)."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]                 # (M, 1)
         logits = logits.masked_fill(logits < least, -torch.inf)

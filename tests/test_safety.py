@@ -65,7 +65,7 @@ FLAGS = [
     (["--shape", '{"width": 66, "head_dim": 33}'], "--shape"),
     (["--shape", '{"width": 100}'], "--shape: width 100 must be a multiple of head_dim 32"),
     (["--vocab-size", "100"], "--vocab-size"),
-    (["--speech-tokenizer", '{"stride": 3}'], "--speech-tokenizer: hop 256 must divide"),
+    (["--speech-tokenizer", '{"stride": 3}'], "--speech-tokenizer: stride 3"),
     (["--image-tokenizer", '{"colours": 1}'], "--image-tokenizer"),
     (["--image-tokenizer", '{"levels": [1, 5]}'], "--image-tokenizer"),
     (["--image-steps", "-5"], "--image-steps"),
