@@ -280,7 +280,7 @@ def gumbel(shape, generator):
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):
-    """The k best and their equals, then the smallest set with probability top_p; -inf elsewhere. (M, V)."""
+    """The k best and their equals, then the smallest set with probability top_p; (M, V)."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]                 # (M, 1)
         logits = logits.masked_fill(logits < least, -torch.inf)
