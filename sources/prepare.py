@@ -92,19 +92,24 @@ def split(source, share=0.05, most=1024):
     return train, np.sort(held)
 
 
-def sections(texts, least=100):
-    """Texts, the longest cut at line ends until there are about `least`, so that some can be held
-    out whole."""
-    longest = max(1, sum(map(len, texts)) // least)
+def sections(texts):
+    """Texts, of which those longer than a 20th of all are cut into some hundredths of all, so that
+    some can be held out whole: at a line end, else at a blank, else anywhere."""
+    total = sum(map(len, texts))
+    size = max(200, total // 100)
     parts = []
     for text in texts:
-        part = ""
-        for line in text.splitlines(keepends=True):
-            if part and len(part) + len(line) > longest:
-                parts.append(part)
-                part = ""
-            part += line
-        parts.append(part)
+        start = 0
+        while 20 * len(text) > total and len(text) - start > 1.5 * size:
+            end = start + size
+            cut = text.rfind("\n", start, end)
+            if cut <= start:
+                cut = text.rfind(" ", start, end)
+            if cut > start:
+                end = cut + 1
+            parts.append(text[start:end])
+            start = end
+        parts.append(text[start:])
     return parts
 
 
