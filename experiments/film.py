@@ -46,7 +46,7 @@ def write(draw, x, y, width, lines, pieces):
     words = [word for text, _ in pieces
              for word in ([None] if text is None else re.findall(r"\n| *[^ \n]+| +", text))]
     for word in words:
-        wide = 18 if word is None else draw.textlength(word, FONT)
+        wide = 18 if word is None else draw.textlength(word.strip("\n"), FONT)
         if word == "\n" or (x + wide > left + width and x > left):
             x = left
             y += LINE
