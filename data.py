@@ -1,37 +1,37 @@
-"""From items of text, pictures and speech (readers.py) to rows of one token stream.
+"""The stream of tokens: its vocabulary, documents, rows and batches.
 
-A row is a task token followed by the members of its kind, each opened by a boundary token:
-  text         [task] [text] the document ... [end] [end]        several documents packed into a row, PAD at its end
-  image-text   [task] [image] colours, squares [text] the caption [end] [end] ...
-  speech-text  [task] [speech] codes ... [end] [end] [text] the transcript [end] [end] ...
-Slots of pairs have one size for all rows; what a clip or a caption leaves free is filled with the modality's end id,
-which is noised and predicted like any other token: so the model learns where things end. The paper packs text and pads
-pairs too; this exact layout is our choice. A new modality is a row of MODALITIES and a file in tokenizers/, a new
-pairing a row of KINDS (README's exercise 8 lists what makes, shows and judges them).
+A document is a task token and the members of its kind, each opened by a boundary token:
+  text         [task] [text] the text, [end] [end]
+  image-text   [task] [image] colours, squares [text] the caption, [end] [end] ...
+  speech-text  [task] [speech] codes, [end] [end] [text] the transcript, [end] [end] ...
+A member of a pair has one size in all documents. What a clip or a caption leaves free is filled
+with the modality's end id, which is noised and predicted like any other token: so the model learns
+where things end. Documents of all kinds are packed into rows of one length. By second-hand accounts
+the paper packs texts and pads pairs; this layout is our choice.
+
+A new modality is a row of MODALITIES and a file in tokenizers/, a new pairing a row of KINDS.
 """
 import functools
+import importlib
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import torch
 
-from readers import digest, rng
-from safe import DataError, write_array
+import diffusion
+import files
+from files import DataError
 
-
-def check_layout(version, folder):
-    """A DataError if the run in folder has another layout version than this code."""
-    if version != LAYOUT_VERSION:
-        raise DataError(f"{folder} was made by another version of the layout ({version}, not {LAYOUT_VERSION}): train afresh")
+# ------------------------------------------------------------------------------------------------
+# Tables.
 
 
 @dataclass(frozen=True)
 class Modality:
-    module: str      # file in tokenizers/
-    file: str        # name of the trained tokenizer in a run folder
-    open_end: bool   # variable length, closed by an end id
-    unit: str        # what people count: the bound is reported per unit, too
+    module: str     # file in tokenizers/
+    file: str       # name of the trained tokenizer in a run folder
+    open_end: bool  # of variable length, closed by an end id
+    unit: str       # what people count: the bound is told per unit, too
 
 
 MODALITIES = {
@@ -40,222 +40,440 @@ MODALITIES = {
     "speech": Modality("audio", "speech.pt", True, "second"),
 }
 KINDS = {"text": ("text",), "image-text": ("image", "text"), "speech-text": ("speech", "text")}
+MEMBERS = [(kind, modality) for kind, members in KINDS.items() for modality in members]
+LAYOUT_VERSION = 7  # raised whenever old run folders can no longer be read
+
 PAD, MASK = 0, 1
-LAYOUT_VERSION = 6  # of rows, vocabulary, picture tokens and checkpoints: raised whenever old files can no longer be read
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
-HEAD = 2  # a document of a text row begins with its task token and the boundary token of text
+FIRST_TASK = 2
+HEAD = 2  # a text begins with its task token and its boundary token
+ROUND = 8  # texts are filled with ends to a multiple, so that their extent hides their length
 
 
-@functools.cache
-def made_by():
-    """Digest of the code that makes tokens and rows: whoever changes it gets new ones instead of those in a run's cache."""
-    here = Path(__file__).parent
-    return digest(LAYOUT_VERSION, *(path.read_bytes() for path in (here / "data.py", here / "readers.py", *sorted((here / "tokenizers").glob("*.py")))))
+def rng(seed, *stream):
+    """A counter-based generator: a pure function of seed and stream numbers."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+
+
+def round_up(n, multiple):
+    return -(-n // multiple) * multiple
 
 
 def tokenizer_module(modality):
-    import importlib
     return importlib.import_module(f"tokenizers.{MODALITIES[modality].module}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The unified vocabulary and the layout of rows.
+def tokenizer_names(folder, modalities):
+    """{modality: digest} of the tokenizers in a run folder."""
+    names = {}
+    for modality in modalities:
+        path = folder / MODALITIES[modality].file
+        names[modality] = tokenizer_module(modality).load(path).name
+    return names
+
+
+def load_tokenizers(folder, names):
+    """The tokenizers of a run, {modality: tokenizer}; names as in its config.json.
+
+    DataError where one is lost, altered, or another one than the run was trained with.
+    """
+    tokenizers = {}
+    for modality, name in names.items():
+        path = folder / MODALITIES[modality].file
+        tokenizers[modality] = tokenizer_module(modality).load(path)
+        if tokenizers[modality].name != name:
+            raise DataError(f"{files.quoted(path)} is not the tokenizer that this run was trained "
+                            "with: restore it")
+    return tokenizers
+
+
+def check_layout(version, folder):
+    if version != LAYOUT_VERSION:
+        raise DataError(f"{files.quoted(folder)} was made by another version of the layout "
+                        f"({version}, not {LAYOUT_VERSION}): train afresh")
+
+
+# ------------------------------------------------------------------------------------------------
+# The stream: vocabulary, and what stands where.
+
+
+@dataclass
+class Rows:
+    """What stands where in rows of the stream; all (B, L) int64."""
+    ids: torch.Tensor
+    member: torch.Tensor  # index into MEMBERS; -1: never noised
+    place: torch.Tensor   # where in its member a token stands, a number of its modality's own
+    low: torch.Tensor     # first id that may stand there
+    high: torch.Tensor    # last id that may stand there, plus one
+    doc: torch.Tensor     # which document it belongs to; -1: padding
+
+    def of(self, kind, modality):
+        """(B, L) bool: the tokens of one member."""
+        return self.member == MEMBERS.index((kind, modality))
+
 
 class Stream:
-    """Ids and positions. Every code group of a modality owns a range of ids whose last one is its end id.
+    """The ids of all modalities in one vocabulary, and the layout of documents.
 
-    codes: {modality: (groups, size)}; slots: {kind: [tokens of each member]} (for "text": tokens of a row).
+    codes: {modality: (groups, size)}: a tokenizer's codes cycle through `groups` code books of
+    `size` ids. slots: {kind: tokens of each member}; of a text: the most. Every code book owns a
+    range of ids whose last one is its end id.
     """
 
     def __init__(self, codes, slots):
-        self.codes, self.slots = {m: tuple(c) for m, c in codes.items()}, {k: list(s) for k, s in slots.items()}
-        self.start, self.place_start, self.vocab, self.places = {}, {}, len(SPECIALS), 1
+        self.codes = {m: tuple(c) for m, c in codes.items()}
+        self.slots = {k: list(s) for k, s in slots.items()}
+        self.start = {}        # first id of each modality
+        self.first_place = {}  # first place of each modality; 0 is that of specials
+        self.vocab = len(SPECIALS)
+        self.places = 1
         for modality, (groups, size) in self.codes.items():
-            self.start[modality], self.vocab = self.vocab, self.vocab + groups * (size + 1)
-            longest = max([n for k, s in self.slots.items() for m, n in zip(KINDS[k], s) if m == modality])
-            self.place_start[modality], self.places = self.places, self.places + longest
+            self.start[modality] = self.vocab
+            self.first_place[modality] = self.places
+            self.vocab += groups * (size + 1)
+            self.places += max(slot for k, s in self.slots.items()
+                               for m, slot in zip(KINDS[k], s) if m == modality)
+        self.table = self.offset_table()
 
-    def special(self, name):
-        return SPECIALS.index(name)
+    def offset_table(self):
+        """(kinds, longest, 4): member, place, low, high at each offset behind a task token."""
+        longest = max(map(self.length, self.slots))
+        table = np.zeros((len(KINDS), longest, 4), np.int64)
+        table[:, :, 0] = -1
+        for kind, slots in self.slots.items():
+            offset = 1
+            for modality, slot in zip(KINDS[kind], slots):
+                offset += 1  # the boundary token
+                at = np.arange(slot)
+                low, high = self.ranges(modality, at)
+                member = np.full(slot, MEMBERS.index((kind, modality)))
+                place = self.first_place[modality] + at
+                part = table[list(KINDS).index(kind), offset:offset + slot]
+                part[:] = np.stack((member, place, low, high), 1)
+                offset += slot
+        return torch.from_numpy(table)
+
+    def length(self, kind):
+        """Tokens of a document; of a text: the most."""
+        return 1 + sum(1 + slot for slot in self.slots[kind])
 
     def ranges(self, modality, position):
-        """First id, and last id plus one, allowed at positions of a slot. Fixed-size modalities have no end."""
+        """First id, and last id plus one, at positions of a member. Fixed sizes have no end."""
         groups, size = self.codes[modality]
         low = self.start[modality] + (position % groups) * (size + 1)
         return low, low + size + MODALITIES[modality].open_end
 
     def to_ids(self, modality, codes):
         """A tokenizer's codes (n,) -> ids of the stream (n,)."""
-        return self.ranges(modality, np.arange(len(codes)))[0] + codes
-
-    def fit(self, modality, codes, slot):
-        """Ids of one item, filled with end ids to the slot. Raises DataError if it does not fit."""
-        if len(codes) > slot - MODALITIES[modality].open_end:
-            raise DataError(f"{modality} item of {len(codes)} tokens is longer than its slot of {slot} "
-                            f"(one is the end): shorten it, or train with a longer slot")
-        ids = self.ranges(modality, np.arange(slot))[1] - 1
-        ids[:len(codes)] = self.to_ids(modality, np.asarray(codes, np.int64))
-        return ids
+        return self.ranges(modality, np.arange(len(codes)))[0] + np.asarray(codes, np.int64)
 
     def to_codes(self, modality, ids):
-        """Ids of a slot -> the tokenizer's codes, cut at the first end; a last incomplete step of groups is dropped."""
+        """Ids of a member -> codes up to its first end, whole steps of groups. Masks read as 0."""
         groups, size = self.codes[modality]
-        codes = np.asarray(ids) - self.ranges(modality, np.arange(len(ids)))[0]
+        ids = np.asarray(ids)
+        codes = ids - self.ranges(modality, np.arange(len(ids)))[0]
+        codes[ids == MASK] = 0
         ends = np.flatnonzero(codes >= size)
-        codes = codes[:ends[0]] if len(ends) else codes
+        if len(ends):
+            codes = codes[:ends[0]]
         return codes[:len(codes) // groups * groups].astype(np.int32)
 
-    @functools.lru_cache(maxsize=None)
-    def layout(self, kind):
-        """The fixed part of a pair's rows: ids (PAD where content goes), member, place, low, high; each (L,) int64."""
-        columns = [(self.special(f"<task {kind}>"), -1, 0, 0, 0)]
-        for index, (modality, slot) in enumerate(zip(KINDS[kind], self.slots[kind])):
-            columns.append((self.special(f"<{modality}>"), -1, 0, 0, 0))
-            for p in range(slot):
-                columns.append((PAD, index, self.place_start[modality] + p, *map(int, self.ranges(modality, p))))
-        names = ("ids", "member", "place", "low", "high")
-        return SimpleNamespace(**{n: np.array(c, np.int64) for n, c in zip(names, zip(*columns))})
+    def fill(self, modality, codes, slot):
+        """Ids of a member, filled with ends to its slot. DataError if the codes do not fit."""
+        open_end = MODALITIES[modality].open_end
+        if len(codes) + open_end > slot or (not open_end and len(codes) < slot):
+            raise DataError(f"{modality} of {len(codes)} tokens does not fit into {slot}: shorten "
+                            "it, or train with longer ones")
+        ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends
+        ids[:len(codes)] = self.to_ids(modality, codes)
+        return ids
 
-    def length(self, kind):
-        return self.slots[kind][0] if len(KINDS[kind]) == 1 else len(self.layout(kind).ids)
+    def document(self, kind, codes, slots=None):
+        """Ids (L,) of one document from the codes of its members; None: a masked member.
 
-    def describe(self, kind, ids):
-        """Everything the model and the loss need to know of rows ids (B, L): ids, member (-1: never noised), place,
-        low, high as (B, L) int64, doc (B, L) for packed rows or None for one document a row."""
-        if len(KINDS[kind]) > 1:
-            fixed = self.layout(kind)
-            shaped = {n: np.broadcast_to(getattr(fixed, n), ids.shape) for n in ("member", "place", "low", "high")}
-            return SimpleNamespace(ids=ids, doc=None, **shaped)
-        modality = KINDS[kind][0]
-        begins = ids == self.special(f"<task {kind}>")
-        doc = np.where(ids == PAD, -1, begins.cumsum(1))
-        column = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        position = column - np.maximum.accumulate(np.where(begins, column, 0), 1) - HEAD
-        inside = (position >= 0) & (ids != PAD)
-        low, high = self.ranges(modality, np.maximum(position, 0))
-        return SimpleNamespace(ids=ids, member=np.where(inside, 0, -1), doc=doc, low=np.where(inside, low, 0),
-                               high=np.where(inside, high, 0),
-                               place=np.where(inside, self.place_start[modality] + position, 0))
-
-    def row(self, kind, items, slot=None):
-        """One row from the codes of its members; None leaves a member masked. slot: tokens of a lone text document.
-
-        Returns ids (L,). Raises DataError for an item longer than its slot.
+        slots: tokens of each member, if they are not the kind's own (texts).
         """
-        slots = self.slots[kind] if len(KINDS[kind]) > 1 else [slot]
-        parts = [[self.special(f"<task {kind}>")]]
-        for modality, n, codes in zip(KINDS[kind], slots, items):
-            ids = np.full(n, MASK) if codes is None else self.fit(modality, codes, n)
-            parts += [[self.special(f"<{modality}>")], ids]
-        return np.concatenate(parts).astype(np.int64)
+        ids = [SPECIALS.index(f"<task {kind}>")]
+        for modality, slot, code in zip(KINDS[kind], slots or self.slots[kind], codes):
+            ids.append(SPECIALS.index(f"<{modality}>"))
+            ids.extend([MASK] * slot if code is None else self.fill(modality, code, slot))
+        return np.array(ids, np.int64)
 
-    def pack(self, kind, documents, round_to=8):
-        """Documents (lists of codes) -> packed rows (N, L).
+    def texts(self, codes):
+        """Documents of a text: its codes and an end, cut to the longest that fit into a row."""
+        longest = self.slots["text"][0]
+        end = self.ranges("text", 0)[1] - 1
+        ids = np.append(self.to_ids("text", codes), end)
+        head = self.document("text", [[]], [1])[:HEAD]
+        documents = []
+        for i in range(0, len(ids), longest):
+            piece = ids[i:i + longest]
+            extent = min(longest, round_up(len(piece), ROUND))
+            ends = np.full(extent - len(piece), end)
+            documents.append(np.concatenate((head, piece, ends)))
+        return documents
 
-        Short documents are filled with end ids to a multiple of round_to (so that their extent does not give away where
-        they end) and put first-fit into rows. Longer ones are cut into rows of their own, one after another.
+    def describe(self, ids):
+        """What stands where in rows ids (B, L), packed or not -> Rows.
+
+        A task token opens a document. The offset from it and its kind say all the rest.
         """
-        modality, length = KINDS[kind][0], self.slots[kind][0]
-        head = [self.special(f"<task {kind}>"), self.special(f"<{modality}>")]
-        rows, open_rows = [], []                                                        # open: [free, index]
-        for codes in documents:
-            ids, room = self.to_ids(modality, np.asarray(codes, np.int64)), length - HEAD
-            end = self.ranges(modality, 0)[1] - 1
-            ids = np.append(ids, end)
-            for chunk in (ids[i:i + room] for i in range(0, len(ids), room)):
-                whole = min(room, -(-len(chunk) // round_to) * round_to)
-                piece = np.concatenate((head, chunk, np.full(whole - len(chunk), end)))
-                found = next((o for o in open_rows if o[0] >= len(piece)), None)
-                if found is None:
-                    rows.append(np.full(length, PAD, np.int64))
-                    found = [length, len(rows) - 1]
-                    open_rows = (open_rows + [found])[-32:]                             # look back at 32 rows only
-                rows[found[1]][length - found[0]:length - found[0] + len(piece)] = piece
-                found[0] -= len(piece)
-        return np.stack(rows)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        opens = (ids >= FIRST_TASK) & (ids < FIRST_TASK + len(KINDS))     # (B, L)
+        start = torch.where(opens, column, 0).cummax(1).values            # where its document opens
+        kind = (ids.gather(1, start) - FIRST_TASK).clamp(0, len(KINDS) - 1)
+        offset = (column - start).clamp(max=self.table.shape[1] - 1)
+        member, place, low, high = self.table.to(ids.device)[kind, offset].unbind(-1)
+        pad = ids == PAD
+        doc = opens.flatten().cumsum(0).view_as(ids) - 1
+        return Rows(ids, member.masked_fill(pad, -1), place, low, high, doc.masked_fill(pad, -1))
 
     def as_dict(self):
         return {"codes": self.codes, "slots": self.slots}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The token cache: made once, memory-mapped, keyed by content, tokenizers and layout.
-
-def encode_items(source, tokenizers, batch=512, progress=None):
-    """Codes of every item and member of a source: a list (members) of lists (items) of code arrays."""
-    members = KINDS[source.kind]
-    codes = {"text": tokenizers["text"].encode(source.texts)}
-    if source.load is not None:
-        tokenizer, encoded = tokenizers[members[0]], []
-        for i in range(0, len(source), batch):
-            encoded += tokenizer.encode(source.load(range(i, min(i + batch, len(source)))))
-            if progress:
-                progress(len(encoded))
-        codes[members[0]] = encoded
-    return [codes[m] for m in members]
+def stacked(documents):
+    """Documents, (n,) ids each -> rows (B, longest) of one document each, PAD behind it."""
+    longest = max(map(len, documents))
+    rows = np.full((len(documents), longest), PAD, np.int64)
+    for row, ids in zip(rows, documents):
+        row[:len(ids)] = ids
+    return torch.from_numpy(rows)
 
 
-def cached_codes(source, tokenizers, folder, progress=None):
-    """`encode_items`, read back from the cache where it is there: flat codes and offsets, memory-mapped."""
-    key = digest(made_by(), source.key, len(source), *(tokenizers[m].name for m in KINDS[source.kind]))
-    out = []
-    for member in KINDS[source.kind]:
-        flat, ends = folder / f"{key}-{member}-codes.npy", folder / f"{key}-{member}-ends.npy"
-        if not (flat.exists() and ends.exists()):
-            for m, items in zip(KINDS[source.kind], encode_items(source, tokenizers, progress=progress)):
-                write_array(folder / f"{key}-{m}-codes.npy", np.concatenate(items).astype(np.int32))
-                write_array(folder / f"{key}-{m}-ends.npy", np.cumsum([len(i) for i in items]))
-        ends = np.load(ends)
-        out.append((np.load(flat, mmap_mode="r"), np.concatenate(([0], ends))))
-    return out
+# ------------------------------------------------------------------------------------------------
+# Documents and batches.
+
+@dataclass
+class Documents:
+    """Documents of one kind: their ids one behind another, and where each ends."""
+    ids: np.ndarray   # (tokens,)
+    ends: np.ndarray  # (documents,)
+
+    @staticmethod
+    def of(documents, stream):
+        dtype = np.uint16 if stream.vocab < 2 ** 16 else np.int32
+        ids = np.concatenate(documents).astype(dtype)
+        return Documents(ids, np.cumsum([len(d) for d in documents]))
+
+    def lengths(self):
+        return np.diff(self.ends, prepend=0)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, i):
+        start = self.ends[i - 1] if i else 0
+        return self.ids[start:self.ends[i]].astype(np.int64)
+
+    def first(self, n):
+        return [self[i] for i in range(min(n, len(self)))]
 
 
-def slot_for(modality, offsets, codes_groups, multiple=4):
-    """A slot that fits the longest item, and its end, rounded up."""
-    longest = int(np.diff(offsets).max()) + (codes_groups if MODALITIES[modality].open_end else 0)
-    step = codes_groups if MODALITIES[modality].open_end and codes_groups > 1 else multiple
-    return -(-longest // step) * step if MODALITIES[modality].open_end else longest
+def save_documents(path, documents):
+    """{kind: (training, held-out) Documents} -> one file."""
+    arrays = {}
+    for kind, parts in documents.items():
+        for part, docs in zip(("train", "held"), parts):
+            arrays[f"{kind} {part} ids"] = docs.ids
+            arrays[f"{kind} {part} ends"] = docs.ends
+    files.write_arrays(path, **arrays)
 
 
-def make_rows(stream, kind, codes, at, folder, key):
-    """Rows (N, L) of the items `at`, from the cache or made and cached; the smallest dtype that holds the ids."""
-    path = folder / f"{digest(made_by(), key, stream.as_dict(), kind)}-rows.npy"
-    if not path.exists():
-        item = [lambda i, c=c, o=o: c[o[i]:o[i + 1]] for c, o in codes]
-        if len(KINDS[kind]) == 1:
-            rows = stream.pack(kind, [item[0](i) for i in at])
-        else:
-            rows = np.stack([stream.row(kind, [get(i) for get in item]) for i in at])
-        write_array(path, rows.astype(np.uint16 if stream.vocab < 65536 else np.int32))
-    return np.load(path, mmap_mode="r")
+def load_documents(path):
+    arrays = files.read_arrays(path)
+    documents = {}
+    for kind in KINDS:
+        if f"{kind} train ids" in arrays:
+            documents[kind] = tuple(
+                Documents(arrays[f"{kind} {part} ids"], arrays[f"{kind} {part} ends"])
+                for part in ("train", "held"))
+    return documents
+
+
+def documents_per_step(documents, mix, batch_tokens):
+    """{kind: documents a step}, so that each kind has about its share of the tokens."""
+    total = sum(mix[kind] for kind in documents)
+    counts = {}
+    for kind, docs in documents.items():
+        tokens = batch_tokens * mix[kind] / total
+        counts[kind] = max(1, round(tokens / docs.lengths().mean()))
+    return counts
+
+
+def fit_rows(lengths, length):
+    """Pack documents of these lengths into rows: the longest first, each where least room is left.
+
+    Returns (row, start) of each document and the number of rows.
+    """
+    room = np.zeros(0, int)
+    places = np.zeros((len(lengths), 2), int)
+    for i in np.argsort(-lengths, kind="stable"):
+        fits = np.where(room >= lengths[i], room, length + 1)
+        row = int(fits.argmin()) if len(room) else 0
+        if not len(room) or fits[row] > length:
+            row = len(room)
+            room = np.append(room, length)
+        places[i] = row, length - room[row]
+        room[row] -= lengths[i]
+    return places, len(room)
+
+
+def lengths_of(documents):
+    return np.array([len(ids) for ids in documents])
 
 
 class Batches:
-    """Rows of every kind for every step: a pure function of (seed, step), so that resuming needs no state.
+    """The rows of each step: a pure function of (seed, step), so that resuming needs no state.
 
-    rows: {kind: (N, L)}; per_step: {kind: rows that the network reads a step}, each under so many views (two with --complement).
-    Every epoch is a fresh permutation.
+    documents: {kind: Documents}. counts: {kind: documents a step}. Each kind goes through shuffled
+    epochs of its own.
     """
 
-    def __init__(self, stream, rows, per_step, seed, views=1):
-        self.stream, self.rows, self.per_step, self.seed = stream, rows, {k: n // views for k, n in per_step.items()}, seed
-        self._order = functools.lru_cache(maxsize=8)(lambda kind, epoch: rng(
-            seed, 1, list(KINDS).index(kind), epoch).permutation(len(rows[kind])))
+    def __init__(self, documents, counts, seed):
+        self.documents = documents
+        self.counts = counts
+        self.seed = seed
+        self.order = functools.lru_cache(maxsize=8)(self.shuffled)
+        self.count, self.length = self.shape()
+
+    def shuffled(self, kind, epoch):
+        stream = rng(self.seed, 1, list(KINDS).index(kind), epoch)
+        return stream.permutation(len(self.documents[kind]))
+
+    def drawn(self, step):
+        """The documents of a step."""
+        chosen = []
+        for kind, count in self.counts.items():
+            size = len(self.documents[kind])
+            for number in range(step * count, (step + 1) * count):
+                at = self.order(kind, number // size)[number % size]
+                chosen.append(self.documents[kind][at])
+        return chosen
+
+    def shape(self, trials=8):
+        """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
+        drawn = [lengths_of(self.drawn(step)) for step in range(trials)]
+        longest = max(int(d.lengths().max()) for d in self.documents.values())
+        shapes = []
+        for length in range(round_up(longest, 8), 2 * longest + 8, 8):
+            rows = max(fit_rows(lengths, length)[1] for lengths in drawn)
+            cost = rows * length * (length + 600)  # attention grows with the length
+            shapes.append((cost, rows, length))
+        return min(shapes)[1:]
 
     def __call__(self, step):
-        out = {}
-        for kind, count in self.per_step.items():
-            number = step * count + np.arange(count)
-            size = len(self.rows[kind])
-            at = np.array([self._order(kind, int(n) // size)[n % size] for n in number])
-            out[kind] = self.stream.describe(kind, self.rows[kind][at].astype(np.int64))
-            if out[kind].doc is not None and (out[kind].doc == 1).all():
-                out[kind].doc = None                                       # whole rows need no mask of documents
-        return out
+        """Rows (count, length) of ids. What finds no room in them waits for another epoch."""
+        chosen = self.drawn(step)
+        places, _ = fit_rows(lengths_of(chosen), self.length)
+        rows = np.full((self.count, self.length), PAD, np.int64)
+        for ids, (row, start) in zip(chosen, places):
+            if row < self.count:
+                rows[row, start:start + len(ids)] = ids
+        return torch.from_numpy(rows)
 
 
-def rows_per_step(stream, mix, batch_tokens, kinds):
-    """Rows of each kind so that a step has about batch_tokens tokens in about the shares `mix` ({kind: share of tokens}): whole
-    pairs of rows (each with its complement), at least one pair."""
-    total = sum(mix[k] for k in kinds)
-    return {k: max(2, 2 * round(batch_tokens * mix[k] / total / stream.length(k) / 2)) for k in kinds if mix[k] > 0}
+ROLES = torch.tensor(list(diffusion.PAIR_MODES.values()))  # (modes, 2)
+POSITION = torch.tensor([KINDS[kind].index(modality) for kind, modality in MEMBERS])  # (S,)
+
+
+def document_noise(kind, config, random):
+    """Times (N,) and roles (N, S) of documents of these kinds (N,).
+
+    Times are stratified within a kind. How a pair is noised is drawn from config.modes. time_power
+    replaces t by t^p in a mode: below 1 it sees higher mask rates, where short answers are
+    decided. The loss is then no longer unbiased for the bound.
+    """
+    modes = list(diffusion.PAIR_MODES)
+    share = np.array([config.modes.get(mode, 0.0) for mode in modes])
+    power = np.array([config.time_power.get(mode, 1.0) for mode in modes])
+    mode = random.choice(len(modes), len(kind), p=share / share.sum())
+    t = np.zeros(len(kind))
+    for k, members in enumerate(KINDS.values()):
+        at = random.permutation(np.flatnonzero(kind == k))
+        t[at] = diffusion.stratified_times(len(at), random.random())
+        if len(members) == 1:
+            mode[at] = modes.index("joint")
+        else:
+            t[at] **= power[mode[at]]
+    return torch.from_numpy(t), ROLES[mode][:, POSITION]
+
+
+def noised(stream, ids, config, step):
+    """The batch of a step: rows ids (B, L) under the forward process; with config.complement, all
+    rows again under the complement of their masks (anti-masking). A function of (seed, step)."""
+    rows = stream.describe(ids)
+    random = rng(config.seed, 3, step)
+    opens = ids[(ids >= FIRST_TASK) & (ids < FIRST_TASK + len(KINDS))]    # (N,)
+    t, roles = document_noise((opens - FIRST_TASK).numpy(), config, random)
+    u = torch.from_numpy(random.random(ids.shape))
+    schedule = diffusion.schedule(config.schedule)
+    unweighted = torch.tensor([config.weighting.get(kind) == "unweighted" for kind, _ in MEMBERS])
+    views = []
+    for complement in (False, True)[:1 + config.complement]:
+        rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
+        views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
+                                       complement))
+    x, weight, could = (torch.cat(parts) for parts in zip(*views))        # (B or 2B, L)
+
+    def all_views(z):
+        return torch.cat([z] * len(views))
+
+    member = all_views(rows.member).clamp(min=0)
+    return diffusion.Batch(
+        x=x, place=all_views(rows.place), doc=all_views(rows.doc), target=all_views(ids),
+        low=all_views(rows.low), high=all_views(rows.high), member=member, weight=weight,
+        counts=torch.bincount(member[could], minlength=len(MEMBERS)))
+
+
+def next_tokens(stream, ids):
+    """The batch of the autoregressive twin: predict every token from the tokens before it."""
+    rows = stream.describe(ids)
+
+    def following(z, end=0):
+        return torch.nn.functional.pad(z[:, 1:], (0, 1), value=end)       # (B, L)
+
+    member = following(rows.member, -1)
+    return diffusion.Batch(
+        x=ids, place=rows.place, doc=rows.doc, target=following(ids), low=following(rows.low),
+        high=following(rows.high), member=member.clamp(min=0), weight=(member >= 0).float(),
+        counts=torch.bincount(member[member >= 0], minlength=len(MEMBERS)))
+
+
+def show(ids, member):
+    """Print one row, (L,) each, tinted by member."""
+    words = []
+    for i, m in zip(ids.tolist(), member.tolist()):
+        name = SPECIALS[i] if i < len(SPECIALS) else str(i)
+        words.append(f"\033[{31 + m}m{name}\033[0m" if m >= 0 else name)
+    print("  " + " ".join(words))
+
+
+def main():
+    """Show documents packed into rows, what stands where, and a pair under each mode of noise."""
+    stream = Stream({"text": (1, 90), "image": (1, 50), "speech": (2, 30)},
+                    {"text": [16], "image-text": [6, 6], "speech-text": [8, 4]})
+    random = rng(0)
+    text = stream.texts(random.integers(0, 90, 5))[0]
+    pair = stream.document("image-text", [random.integers(0, 50, 6), random.integers(0, 90, 4)])
+    clip = stream.document("speech-text", [random.integers(0, 30, 6), random.integers(0, 90, 2)])
+    print("a text and a picture with its caption in one row, a clip with its transcript:")
+    rows = stream.describe(stacked([np.concatenate((text, pair)), clip]))
+    for ids, member in zip(rows.ids, rows.member):
+        show(ids, member)
+    print("what is known of the first row: member, place, first id, last id + 1, document")
+    for z in (rows.member, rows.place, rows.low, rows.high, rows.doc):
+        print("  " + " ".join(f"{value:3}" for value in z[0].tolist()))
+    rows = stream.describe(stacked([pair]))
+    u = torch.from_numpy(random.random(rows.ids.shape))
+    linear = diffusion.schedule("linear")
+    print("the pair at time 0.5 in each mode, and the loss weight of a masked token by member")
+    for mode, roles in zip(diffusion.PAIR_MODES, ROLES):
+        levels = diffusion.noise_levels(torch.tensor([0.5]).double(), roles[None, POSITION], linear)
+        x, _, _ = diffusion.corrupt(rows.ids, rows.doc, rows.member, *levels, u, MASK)
+        print(f"{mode}: weights {levels[1][0, 1:3].tolist()}")
+        show(x[0], rows.member[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,19 @@
-"""Masked diffusion: schedules, forward masking, the bound, the samplers. Tensors only; no files, no network.
+"""Masked diffusion: schedules, forward process, loss, bound, samplers. Tensors only.
 
-Time runs from t=0 (clean) to t=1 (all masked), in training and in sampling. A token is still clean at time t with
-probability alpha(t), independently of the others; m(t) = 1 - alpha(t) is the mask rate. Sources:
-  MDLM  arXiv 2406.07524      MD4  arXiv 2406.04329       RADD    arXiv 2406.03736     LLaDA arXiv 2502.09992
-  MaskGIT arXiv 2202.04200    first-hitting 2409.02908    ReMDM   arXiv 2503.00307     EB    arXiv 2505.24857
+Time runs from t=0 (clean) to t=1 (all masked), in training and in sampling. At time t a token is
+still clean with probability alpha(t), independently of all others. 1 - alpha(t) is the mask rate.
+Sources:
+  MDLM    arXiv 2406.07524    MD4            arXiv 2406.04329    RADD  arXiv 2406.03736
+  LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
+  ReMDM   arXiv 2503.00307    first-hitting  arXiv 2409.02908
 
-Worked example (a test, too): two tokens, uniform on {00, 11}, the exact network. With one token masked it is certain
-(0 nats), with both masked each costs ln 2. The bound is E_k[(L/k) * sum over masked -log p]: k=1 gives 2 * 0 = 0,
-k=2 gives 1 * 2 ln 2, the mean over k is ln 2, the entropy of the distribution: for an exact network the bound is tight.
-Revealing both tokens in one step gives 00, 01, 10, 11 with 1/4 each: total variation 1/2 from the truth, the
-factorisation error. With K ancestral steps of equal size both fall into the same step with probability 1/K, so the
-total variation is 1/(2K), and one token a step makes none.
+Worked example (a test, too): two tokens, uniform on {00, 11}, and the exact network. With one
+token masked it is certain (0 nats), with both masked each costs ln 2. The bound is the mean over
+k = 1, 2 masked tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2) / 2 = ln 2, the
+entropy of the distribution. For an exact network the bound is tight. Revealing both tokens in one
+step gives 00, 01, 10, 11 with probability 1/4 each: total variation 1/2 from the truth. That is
+the factorisation error. With K ancestral steps of equal size both tokens fall into the same step
+with probability 1/K, so the total variation is 1 / (2K). One token a step makes no error.
 """
 import math
 from dataclasses import dataclass
@@ -20,459 +23,534 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: the weight 1/t has infinite variance at 0
+T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: at 0 the weight 1/t has infinite variance
 
+# ------------------------------------------------------------------------------------------------
+# Schedules: functions of float64 tensors.
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Schedules. All functions take and return float64 numpy arrays or floats.
 
 @dataclass(frozen=True)
 class Schedule:
-    name: str
-    alpha: Callable       # t -> share of clean tokens
-    dalpha: Callable      # t -> its derivative, <= 0
-    inverse: Callable     # mask rate -> t
-
-    def mask_rate(self, t):
-        return 1 - self.alpha(t)
-
-    def weight(self, t):
-        """-alpha'(t) / (1 - alpha(t)), the factor of the cross-entropy in the bound (MDLM eq. 10, MD4 eq. 5)."""
-        return -self.dalpha(t) / self.mask_rate(t)
-
-    def weight_complement(self, t):
-        """-alpha'(t) / alpha(t), the factor for the complement of a mask, whose mask rate is alpha(t)."""
-        return -self.dalpha(t) / self.alpha(t)
-
-
-def poly(p):
-    """alpha = 1 - t^p; weight p/t (MD4, table 1). p=1 is linear."""
-    if not 0 < p < math.inf:
-        raise ValueError(f"poly:{p:g}: the power must be above 0")
-    return Schedule(f"poly:{p:g}", lambda t: 1 - np.power(t, p), lambda t: -p * np.power(t, p - 1.0),
-                    lambda m: np.power(m, 1 / p))
-
-
-def from_points(t, alpha):
-    """Piecewise-linear schedule through given points, for studies; t rising from 0 to 1, alpha falling from 1 to 0."""
-    t, alpha = np.asarray(t, float), np.asarray(alpha, float)
-    ends = t[0], t[-1], alpha[0], alpha[-1]
-    if ends != (0, 1, 1, 0) or (np.diff(t) <= 0).any() or (np.diff(alpha) >= 0).any():
-        raise ValueError("a schedule by points needs t rising from 0 to 1 and alpha falling from 1 to 0, both strictly")
-    slopes = np.diff(alpha) / np.diff(t)
-    return Schedule("points", lambda s: np.interp(s, t, alpha),
-                    lambda s: slopes[np.clip(np.searchsorted(t, s, side="right") - 1, 0, len(slopes) - 1)],
-                    lambda m: np.interp(m, 1 - alpha, t))
+    alpha: Callable  # t -> probability that a token is clean
+    slope: Callable  # t -> derivative of alpha, at most 0
 
 
 SCHEDULES = {
-    "linear": Schedule("linear", lambda t: 1 - t, lambda t: -np.ones_like(np.asarray(t, float)), lambda m: m),
-    "cosine": Schedule("cosine", lambda t: 1 - np.cos(math.pi / 2 * (1 - t)),              # weight pi/2 tan(pi/2 (1-t))
-                       lambda t: -math.pi / 2 * np.sin(math.pi / 2 * (1 - t)),
-                       lambda m: 1 - 2 / math.pi * np.arccos(m)),
+    "linear": Schedule(
+        alpha=lambda t: 1 - t,
+        slope=lambda t: -torch.ones_like(t)),
+    "cosine": Schedule(
+        alpha=lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)),
+        slope=lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))),
 }
+
+
+def poly(p):
+    """alpha = 1 - t^p (MD4, Table 1); p = 1 is linear."""
+    return Schedule(alpha=lambda t: 1 - t ** p, slope=lambda t: -p * t ** (p - 1))
 
 
 def schedule(name):
-    """A Schedule by its name: linear, cosine, or poly:P such as poly:2."""
-    if name.startswith("poly:"):
-        return poly(float(name[5:]))
+    """A Schedule by name: linear, cosine, or poly:P such as poly:2. ValueError for another."""
+    power = name.removeprefix("poly:")
+    if power != name:
+        try:
+            if 0 < float(power) <= 100:  # above, t^P vanishes at T_MIN
+                return poly(float(power))
+        except ValueError:
+            pass
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: choose linear, cosine or poly:P (for instance poly:2)")
+        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 100")
     return SCHEDULES[name]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Forward process. Random numbers come in as arguments, so that a batch is a pure function of (seed, step).
+# ------------------------------------------------------------------------------------------------
+# Forward process. Random numbers come in as arguments: a batch is a function of (seed, step).
 
-def stratified_times(n, u, low=T_MIN, high=1 - T_MIN):
-    """n times, one in each n-th of [low, high]: t_i = (u + i/n) mod 1, u one uniform number. (n,) float64."""
-    return low + (high - low) * ((u + np.arange(n) / n) % 1.0)
+NOISED, CLEAN, ABSENT = 0, 1, 2
 
-
-NOISED = None
-# How the two members of a pair are noised: NOISED = its mask rate follows the time and it carries loss,
-# 0.0 = clean (a condition), 1.0 = fully masked (absent) without loss. The proportions are flags of train.py.
+# Roles of the two members of a pair. NOISED: masked at the rate of the time, with loss. CLEAN: a
+# condition. ABSENT: all masked, without loss. How often each mode is drawn is a setting.
 PAIR_MODES = {
-    "joint":        (NOISED, NOISED),
-    "first|second": (NOISED, 0.0),
-    "second|first": (0.0, NOISED),
-    "first":        (NOISED, 1.0),
-    "second":       (1.0, NOISED),
+    "joint": (NOISED, NOISED),
+    "first|second": (NOISED, CLEAN),
+    "second|first": (CLEAN, NOISED),
+    "first": (NOISED, ABSENT),
+    "second": (ABSENT, NOISED),
 }
 
 
-def member_times(t, members, mode_share, u, power=None):
-    """Times of every member of every row.
+def stratified_times(n, u):
+    """n times, one in each n-th of [0, 1): (u + i / n) mod 1, u one uniform. (n,) float64."""
+    return (u + torch.arange(n, dtype=torch.float64) / max(n, 1)) % 1.0
 
-    t: (B,) times; members: number of members of a row; mode_share: {mode of PAIR_MODES: share} (unused for one
-    member); u: (B,) uniforms that choose the mode; power: {mode: p} replaces t by t^p, so that p < 1 trains that mode
-    at high mask rates, where short answers are decided (the loss is then no longer unbiased for the bound).
-    Returns times (B, S) and lossy (B, S) bool.
+
+def noise_levels(t, roles, schedule, complement=False, unweighted=False):
+    """Mask rate and loss weight of each member of each document: (N, S) both, float64.
+
+    t: (N,) times. roles: (N, S). The weight is the bound's, -alpha' / mask rate (MDLM eq. 10, MD4
+    eq. 5). complement: the levels of the second view, which hides what the first one shows
+    (anti-masking): its mask rate is alpha. Each view alone is unbiased for the bound. unweighted
+    (S,) bool: every masked token of these members counts the same at every mask rate, as in
+    MaskGIT. That is no bound. The factor 2 gives it the bound's size where all tokens cost alike.
     """
-    if members == 1:
-        return t[:, None], np.ones((len(t), 1), bool)
-    modes, share = list(mode_share), np.array(list(mode_share.values()), float)
-    choice = np.minimum(np.searchsorted(np.cumsum(share / share.sum()), u, side="right"), len(modes) - 1)
-    fixed = np.array([[np.nan if m is NOISED else m for m in PAIR_MODES[mode]] for mode in modes])[choice]  # (B, S)
-    t = t ** np.array([(power or {}).get(mode, 1.0) for mode in modes])[choice]
-    return np.where(np.isnan(fixed), t[:, None], fixed), np.isnan(fixed)
+    t = t[:, None].clamp(T_MIN, 1 - T_MIN)                                # (N, 1)
+    alpha = schedule.alpha(t)
+    rate = alpha if complement else 1 - alpha
+    weight = -schedule.slope(t) / rate
+    weight = torch.where(torch.as_tensor(unweighted), 2 * weight * rate, weight)  # (N, S)
+    noised = roles == NOISED
+    absent = (roles == ABSENT).double()
+    return torch.where(noised, rate, absent), noised * weight
 
 
-WEIGHTINGS = ("bound", "capped", "unweighted")
+def corrupt(ids, doc, member, rate, weight, u, mask_id, complement=False):
+    """The forward process: hide each token with the mask rate of its member in its document.
 
-
-def reweight(weight, rate, weighting="bound", cap=10.0):
-    """The bound's weight, or one of the field's other weightings: for training, never to be reported as a bound.
-
-    weight: the bound's; rate: the mask rate it belongs to. "capped": min(weight, cap); "unweighted": every masked
-    token counts the same at every mask rate (as in MaskGIT), whatever the schedule; the factor 2 gives it the bound's
-    size where all tokens cost the same.
+    ids (B, L): clean tokens. doc, member (B, L): indices into rate and weight (N, S); member is -1
+    for tokens that are never hidden. u (B, L): uniforms. complement: hide exactly what the same u
+    shows without it. Returns x_t (B, L); weight (B, L) float32, 0 where a token carries no loss;
+    noised (B, L) bool, all tokens that could have been hidden with loss.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r}: choose {', '.join(WEIGHTINGS)}")
-    return {"bound": weight, "capped": np.minimum(weight, cap), "unweighted": 2 * weight * rate}[weighting]
+    free = member >= 0
+    at = (doc.clamp(min=0), member.clamp(min=0))
+    rate = rate[at]                                                       # (B, L)
+    weight = weight[at] * free                                            # (B, L)
+    noised = weight > 0
+    hidden = u < rate
+    if complement:
+        hidden = torch.where(noised, u >= 1 - rate, hidden)
+    hidden = hidden & free
+    return ids.masked_fill(hidden, mask_id), (weight * hidden).float(), noised
 
 
-def mask_tokens(ids, member, times, lossy, u, mask_id, sched, complement=False, weighting="bound"):
-    """The forward process q(x_t | x_0), with a time of its own for each member of each row.
-
-    ids (B, L) clean tokens; member (B, L) which member a token belongs to, -1 for what is never masked (specials,
-    padding); times, lossy (B, S) as from `member_times`; u (B, L) uniforms, one a token.
-    complement=True gives the strict complement of the mask that the same arguments give without it (anti-masking):
-    {u >= m} instead of {u < m}, with the weight -alpha'/alpha, so that each of the two is unbiased for the bound.
-    Returns x_t (B, L); masked (B, L) bool, masked and carrying loss; weight (B, L) float32; noisy (B, L) bool, all that
-    may be masked and carry loss: the bound divides by their number.
-    """
-    t = np.clip(times, T_MIN, 1 - T_MIN)                                                                   # (B, S)
-    m = sched.mask_rate(t)
-    weight = (reweight(sched.weight_complement(t), 1 - m, weighting) if complement
-              else reweight(sched.weight(t), m, weighting))
-    rate, weight, lossy = (torch.from_numpy(a).to(ids.device) for a in (np.where(lossy, m, times), weight, lossy))
-    index = member.clamp(min=0)
-    rate, loss_here = rate.gather(1, index), lossy.gather(1, index) & (member >= 0)                        # (B, L)
-    hit = u < rate
-    masked = torch.where(loss_here, ~hit if complement else hit, hit) & (member >= 0)
-    return ids.masked_fill(masked, mask_id), masked & loss_here, weight.gather(1, index).float(), loss_here
-
-
-def mask_exactly(ids, noisy, k, u, mask_id):
-    """Mask exactly k_i of the noisy positions of row i, chosen uniformly (LLaDA eq. 6, RADD's any-order form).
-
-    ids, noisy (bool), u (uniforms): (B, L); k: (B,). Returns x (B, L) and masked (B, L).
-    """
-    rank = torch.where(noisy, u, torch.full_like(u, 2.0)).argsort(1).argsort(1)                            # (B, L)
-    masked = noisy & (rank < k[:, None])
-    return ids.masked_fill(masked, mask_id), masked
-
-
-def systematic_counts(n, u):
-    """k_i uniform on 1..n_i, spread evenly over the batch: n (B,) ints, u one uniform -> (B,) ints."""
-    spread = (u + torch.arange(len(n), device=n.device, dtype=torch.float64) / max(len(n), 1)) % 1.0
-    return (spread * n).long().clamp(max=n - 1) + 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The bound.
-
-def restrict(logits, low, high):
-    """Logits outside a position's own ids [low, high) become -inf. logits (M, V) float32; low, high (M,)."""
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return logits.masked_fill((ids < low[:, None]) | (ids >= high[:, None]), float("-inf"))
-
-
-def token_nll(logits, target, low, high, chunk=8192):
-    """-log p(target) in nats, float32, over each position's own vocabulary. logits (M, V), target (M,) -> (M,)."""
-    parts = [F.cross_entropy(restrict(a.float(), c, d), b, reduction="none")
-             for a, b, c, d in zip(*(z.split(chunk) for z in (logits, target, low, high)))]
-    return torch.cat(parts) if parts else logits.new_zeros(0)
-
-
-def weighted_terms(nll, weight, group, counts):
-    """Sum of weight * nll by group, over the number of noised tokens of the group (not of the masked ones).
-
-    nll, weight: (M,) for the masked tokens; group: (M,) ints; counts: (G,) noised tokens. Returns (G,) nats a token.
-    """
-    total = torch.zeros(len(counts), device=nll.device).index_add_(0, group, weight * nll)
-    return total / counts.clamp(min=1)
-
-
-@torch.no_grad()
-def bound(predict, ids, noisy, low, high, mask_id, u, rounds=1, alike=None):
-    """Estimate of the bound on -log p(noisy tokens | the others), nats a row, by masks of exactly k tokens, k uniform on
-    1..n, with weight n / k (LLaDA eq. 6, RADD: of lower variance than times drawn as in training, and free of T_MIN).
-
-    predict(x, where) -> logits (M, V) at the True positions of where (B, L); ids (B, L) clean; noisy (B, L) bool;
-    low, high (B, L) each position's ids; u: numpy Generator; alike (B,) ints from 0 on: rows of one number, which have
-    as many noisy tokens each, get the same masks.
-    Returns (B,) float64: the mean over rounds for every row; its average over rows estimates the bound and its
-    spread over rows gives the standard error.
-    """
-    B, n = len(ids), noisy.sum(1)                                                                    # n (B,)
-    total = torch.zeros(B, dtype=torch.float64, device=ids.device)
-    alike = torch.arange(B, device=ids.device) if alike is None else alike
-    each = int(alike.max()) + 1 if B else 0
-    spread = lambda made: torch.as_tensor(made, device=ids.device)[alike]                            # of a number -> of its rows
-    for _ in range(rounds):
-        noise = spread(u.random((each, ids.shape[1])))                                               # (B, L)
-        order = torch.from_numpy(u.permutation(each)).to(ids.device)  # no row is tied to a stratum
-        most = n.new_zeros(each).scatter(0, alike, n)                 # noisy tokens of each number
-        k = spread(systematic_counts(most[order], u.random())[order.argsort()])                      # (B,)
-        x, masked = mask_exactly(ids, noisy, k, noise, mask_id)                                      # (B, L)
-        nll = token_nll(predict(x, masked), ids[masked], low[masked], high[masked]).double()         # (M,)
-        row = masked.nonzero()[:, 0]                                                                 # (M,)
-        total.index_add_(0, row, nll * (n.double() / k)[row])
-    return total / rounds
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sampling. A sampler is a generator: it gets the tokens x (B, L) with mask_id where something is to be filled in, and
-# yields x after every step. `propose(x, where)` asks the network for tokens at the True positions of where.
-
-def gumbel(u):
-    """Gumbel noise from uniforms u in [0, 1). float64: in float32 u's last step below 1 caps the noise at 16.6 nats
-    (36.7 in float64), which quietly lowers the temperature (arXiv 2409.02908, section 4)."""
-    return -torch.log(-torch.log(u.clamp(min=torch.finfo(u.dtype).tiny)))
-
-
-def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Temperature (> 0), then the k best, then the smallest set with probability top_p. (M, V) -> (M, V)."""
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], float("-inf"))
-    if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        p = ordered.softmax(-1)
-        drop = p.cumsum(-1) - p >= top_p                              # keep while the mass before is short of top_p
-        drop[:, 0] = False                                            # the best one always stays
-        logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    return logits
-
-
-def guide(conditional, unconditional, w):
-    """Classifier-free guidance: l_u + (1 + w) (l_c - l_u), so w = 0 is none (UniDisc, arXiv 2503.20853, eq. 9)."""
-    mixed = conditional + w * (conditional - unconditional)               # the same sum; w = 0 changes no bit
-    return torch.where(torch.isneginf(conditional) | torch.isneginf(unconditional), conditional, mixed)
-
-
-def keep_best(score, candidates, count):
-    """True at the count_i candidates of row i with the highest score. (B, L), (B, L) bool, (B,) -> (B, L) bool."""
-    rank = torch.where(candidates, score, torch.full_like(score, -torch.inf)).argsort(1, descending=True).argsort(1)
-    return candidates & (rank < count[:, None])
-
-
-def ancestral(x, state, grid, **_):
-    """Ancestral sampling: from mask rate m_t to m_s a masked token is revealed with probability (m_t - m_s)/m_t, the
-    last step reveals all (MDLM eq. 7). Exact in the limit of many steps; with few, tokens of a step are independent."""
-    for m_t, m_s in zip(grid, grid[1:]):
-        x = state.fill(x, state.hidden(x) & (state.uniform(x.shape) < (m_t - m_s) / m_t))
-        yield x
-
-
-def first_hitting(x, state, grid, **_):
-    """First-hitting sampler (arXiv 2409.02908, Alg. 1): with n tokens masked at rate m the next reveal happens at
-    m * u^(1/n). The network sees no time, so only the order matters: one token a call, uniformly chosen. Exact, but as
-    many calls as tokens."""
-    priority = state.uniform(x.shape)
-    for _ in range(int(state.hidden(x).sum(1).max())):
-        x = state.fill(x, keep_best(priority, state.hidden(x), torch.ones_like(x[:, 0])))
-        yield x
-
-
-def confidence(x, state, grid, choice_temperature=1.0, equal=False, **_):
-    """MaskGIT: propose all tokens, keep the most confident; `log p + choice_temperature * (1 - (k+1)/N) * Gumbel`.
-
-    The number still masked after step k is floor(m_k * n), m from the grid (MaskGIT: the cosine one); equal=True
-    reveals n/N a step (LLaDA's low-confidence remasking, with choice_temperature 0). With a high choice temperature and
-    one token a step it is exact. Greedy choices are biased even for an exact network and one token a step, since
-    unlikely proposals are put back and drawn anew: of two independent tokens with the odds 0.6 : 0.4 and 0.7 : 0.3, the
-    0.3 comes out 0.09 of the time. So short answers and plain colours come first, and diversity narrows."""
-    n, steps = state.hidden(x).sum(1), len(grid) - 1
-    for k in range(steps):
-        # integers or float64: in float32 108 * 7/12 falls short of 63
-        left = n * (steps - k - 1) // steps if equal else (n.double() * float(grid[k + 1]) + 1e-9).floor().long()
-        hidden = state.hidden(x)
-        count = (hidden.sum(1) - left).clamp(min=0)
-        if not bool(count.any()):
-            continue
-        tokens, logp, _ = state.propose(x, hidden & (count > 0)[:, None])
-        noise = gumbel(state.uniform(x.shape)) * choice_temperature * (1 - (k + 1) / steps)
-        x = torch.where(keep_best(logp + noise, hidden, count), tokens, x)
-        yield x
-
-
-REMDM = ("cap", "rescale", "loop")
-
-
-def remdm(x, state, grid, variant="cap", eta=0.1, loop_at=0.1, **_):
-    """ReMDM (arXiv 2503.00307, eq. 6-8): a revealed token is masked again with probability sigma, a masked one
-    revealed with (alpha_s - (1-sigma) alpha_t)/(1-alpha_t), where sigma <= sigma_max = min(1, (1-alpha_s)/alpha_t).
-
-    variant "cap": sigma = min(eta, sigma_max); "rescale": eta * sigma_max; "loop": half of the steps go to and fro at
-    the mask rate nearest to loop_at (the paper: alpha_on = 0.9) with the capped sigma, before and after plain steps.
-    Repairs early mistakes when steps are many; wasteful when they are few."""
-    start, steps = state.hidden(x), len(grid) - 1
-    if variant == "loop":
-        plain = np.interp(np.linspace(0, 1, steps - steps // 2 + 1), np.linspace(0, 1, steps + 1), grid)
-        turn = int(np.abs(plain[:-1] - loop_at).argmin())             # not the last, where nothing is masked any more
-        grid = np.concatenate((plain[:turn + 1], np.full(steps // 2, plain[turn]), plain[turn + 1:]))
-    for m_t, m_s in zip(grid, grid[1:]):
-        alpha_t, alpha_s = 1 - m_t, 1 - m_s
-        sigma_max = min(1.0, m_s / alpha_t) if alpha_t > 0 else 1.0
-        sigma = {"cap": min(eta, sigma_max), "rescale": eta * sigma_max,
-                 "loop": min(eta, sigma_max) if m_t == m_s else 0.0}[variant]
-        hidden, u = state.hidden(x), state.uniform(x.shape)
-        again = start & ~hidden & (u < sigma)
-        reveal = hidden & (u < (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
-        x = state.fill(x, reveal).masked_fill(again, state.mask_id)
-        yield x
-
-
-def entropy_bounded(x, state, grid, budget=0.5, block=0, **_):
-    """EB sampler (Ben-Hamu et al., arXiv 2505.24857, Alg. 1): reveal the most certain tokens as long as the sum of
-    their entropies less the largest one stays within `budget` nats, at least one a step. The sum bounds the error that
-    independent draws make, so the number of calls follows the difficulty. The order is
-    settled before anything is drawn, so budget 0 is exact (unlike MaskGIT, which looks at the draws).
-    block > 0: only among the leftmost so many that are missing (semi-autoregressive, as LLaDA's blocks; 1: left to right)."""
-    for _ in range(int(state.hidden(x).sum(1).max())):               # bounded: a network that says NaN cannot hang it
-        hidden = state.hidden(x)
-        if not bool(hidden.any()):
-            return
-        if block:
-            hidden = hidden & (hidden.cumsum(1) <= block)
-        tokens, _, entropy = state.propose(x, hidden)
-        ordered, order = torch.where(hidden, entropy, torch.full_like(entropy, torch.inf)).sort(1)
-        # the largest entropy of a sorted prefix is its last, so "sum less largest" is the sum before it
-        keep = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1].cumsum(1)), 1) <= max(budget, 0)
-        x = torch.where(torch.zeros_like(hidden).scatter(1, order, keep) & hidden, tokens, x)
-        yield x
-
-
-def corrected(x, state, rounds, parts=8):
-    """Informed correction (after arXiv 2407.21243) of finished rows: `rounds` times the token that fits its row worst is masked and
-    drawn anew. How badly a token fits is its log-probability below the likeliest one's, given all others: `parts` calls, in
-    each of which every parts-th token that the sampler filled in, in random order, is hidden. Nothing happens to rows whose
-    tokens are all the likeliest. It repairs what a sampler could not know when it drew; like all choices by confidence it leans to
-    likely rows (drawn anew at random places, at temperature 1, it would be Gibbs sampling). Ours: one token a round."""
-    mine, settled = state.mine, torch.zeros_like(x[:, 0], dtype=torch.bool)
-    for _ in range(rounds):
-        noise = state.uniform(x.shape[1:]).expand(x.shape).masked_fill(~mine, 2.0)       # rows that agree are asked the same
-        part, lack = noise.argsort(1).argsort(1) % parts, torch.zeros(x.shape, device=x.device)
-        for n in range(parts):
-            lack += state.lack(x, mine & (part == n) & ~settled[:, None])
-        settled = settled | (lack.amax(1) <= 0)
-        if bool(settled.all()):
-            return
-        worst = keep_best(lack, mine, (~settled).long())
-        x = state.fill(x.masked_fill(worst, state.mask_id), worst)
-        yield x
-
-
-SAMPLERS = {"ancestral": ancestral, "first-hitting": first_hitting, "confidence": confidence, "remdm": remdm,
-            "entropy": entropy_bounded}
+# ------------------------------------------------------------------------------------------------
+# The loss.
 
 
 @dataclass
-class State:
-    """What samplers share: where tokens are missing, proposals of the network, noise, the count of evaluations."""
-    predict: Callable            # (x (b, L), where (b, L)) -> logits (M, V)
-    low: torch.Tensor            # (B, L) first id allowed at a position
-    high: torch.Tensor           # (B, L) last id allowed, plus one
-    condition: torch.Tensor      # (B, L) bool: masked in the unconditional branch of guidance
-    mine: torch.Tensor           # (B, L) bool: tokens to fill in
-    nfe: torch.Tensor            # (B,) evaluations made for each row
-    generator: torch.Generator
-    mask_id: int
-    temperature: float
-    top_k: int
-    top_p: float
-    guidance: float
-    growing: bool
+class Batch:
+    """What one training step reads. B rows of L tokens, documents packed side by side."""
+    x: torch.Tensor       # (B, L) what the network sees: x_t, or x0 for the autoregressive twin
+    place: torch.Tensor   # (B, L) where in its member a token is
+    doc: torch.Tensor     # (B, L) which document it belongs to
+    target: torch.Tensor  # (B, L) the token to predict
+    low: torch.Tensor     # (B, L) first id that may stand there
+    high: torch.Tensor    # (B, L) last id, plus one
+    member: torch.Tensor  # (B, L) which term of the loss it belongs to
+    weight: torch.Tensor  # (B, L) float32, 0: no loss here
+    counts: torch.Tensor  # (S,) tokens of each term that could have carried loss, in all rows
 
-    def uniform(self, shape):
-        """Uniforms in [0, 1), float64: on a device without it (mps) the caller keeps x on the CPU."""
-        return torch.rand(shape, dtype=torch.float64, device=self.generator.device, generator=self.generator)
+    def rows(self, first, last):
+        """Rows first..last. The counts stay those of the whole batch, so that parts add up."""
+        parts = {name: value[first:last] for name, value in vars(self).items()}
+        return Batch(**{**parts, "counts": self.counts})
 
-    def hidden(self, x, rows=slice(None)):
-        return (x == self.mask_id) & self.mine[rows]
+    def split(self, size):
+        """Parts of `size` rows; 0: the batch as one part."""
+        size = size or len(self.x)
+        return [self.rows(i, i + size) for i in range(0, len(self.x), size)]
 
-    def logits(self, x, where, rows):
-        """One call for the chosen rows; with guidance both branches in that call, counted as two evaluations."""
-        self.nfe += rows * (2 if self.guidance else 1)
-        if not self.guidance:
-            return self.predict(x[rows], where[rows])                                                      # (M, V)
-        x, where, left = x[rows], where[rows], self.hidden(x[rows], rows).sum(1)
-        alone = x.masked_fill(self.condition[rows], self.mask_id)
-        conditional, unconditional = self.predict(torch.cat((x, alone)), torch.cat((where, where))).float().chunk(2)
-        clean = 1 - left / self.mine[rows].sum(1) if self.growing else torch.ones_like(left)               # (b,)
-        w = (self.guidance * clean)[:, None].expand(x.shape)[where][:, None]                               # (M, 1)
-        return guide(conditional, unconditional, w)                                                        # (M, V)
+    def to(self, device):
+        # only CUDA stages memory that is not pinned before the copy (pytorch issue 139550)
+        wait = device.type != "cuda"
+        moved = {k: v.to(device, non_blocking=not wait) for k, v in vars(self).items()}
+        return Batch(**moved)
 
-    def allowed(self, x, where, rows):
-        """`logits` over the ids that can come out anywhere, those of other positions -inf, and the first of these ids."""
-        low, high = self.low[where], self.high[where]
-        first, last = int(low.min()), int(high.max())
-        return restrict(self.logits(x, where, rows)[:, first:last].float(), low - first, high - first), first     # (M, last - first)
 
-    def propose(self, x, where):
-        """Tokens drawn at the True positions of where (B, L), their log-probability and the entropy there.
+def loss_terms(net, b):
+    """Nats a token of each member of each kind, (S,): each estimates the bound.
 
-        Only rows that ask go through the network. Probabilities and entropies are those before temperature, top-k
-        and top-p. Returns (B, L) each; outside `where` the tokens are x's and the other two are 0.
-        """
-        tokens, logp = x.clone(), torch.zeros(x.shape, device=x.device)
-        entropy, rows = torch.zeros_like(logp), where.any(1)
-        if bool(rows.any()):
-            logits, first = self.allowed(x, where, rows)              # so that noise is drawn for no more
-            full = logits.log_softmax(-1)                                                                  # (M, V)
-            if self.temperature > 0:
-                draw = filter_logits(full, self.temperature, self.top_k, self.top_p).double()
-                draw = (draw + gumbel(self.uniform(draw.shape))).argmax(-1)                                # (M,)
-            else:
-                draw = full.argmax(-1)
-            tokens[where] = draw + first
-            logp[where] = full.gather(-1, draw[:, None])[:, 0]
-            entropy[where] = torch.special.entr(full.exp()).sum(-1)
-        return tokens, logp, entropy
+    Only tokens that are hidden and carry loss go through the head. The sum is divided by all
+    tokens that could have been hidden, not by those that were: else it is no bound.
+    """
+    where = b.weight > 0                                                  # (B, L)
+    logits = net(b.x, b.place, b.doc, where)                              # (M, V)
+    nll = token_nll(logits, b.target[where], b.low[where], b.high[where])  # (M,)
+    total = nll.new_zeros(len(b.counts))
+    total = total.index_add(0, b.member[where], b.weight[where] * nll)    # (S,)
+    return total / b.counts.clamp(min=1)
 
-    def lack(self, x, where):
-        """By how many nats the tokens at the True positions of where (B, L) are less likely than the likeliest there, once they
-        are hidden: (B, L), 0 elsewhere."""
-        out, rows = torch.zeros(x.shape, device=x.device), where.any(1)
-        if bool(rows.any()):
-            logits, first = self.allowed(x.masked_fill(where, self.mask_id), where, rows)                  # (M, V)
-            out[where] = logits.amax(-1) - logits.gather(-1, x[where][:, None] - first)[:, 0]
-        return out
 
-    def fill(self, x, reveal):
-        """x with the network's draws at `reveal`; no call when nothing is revealed."""
-        return self.propose(x, reveal)[0] if bool(reveal.any()) else x
+def restrict(logits, low, high):
+    """Logits (M, V) with -inf outside each position's own ids [low, high), (M,) each."""
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    return logits.masked_fill((ids < low[:, None]) | (ids >= high[:, None]), -torch.inf)
+
+
+def token_nll(logits, target, low, high):
+    """-log p(target) in nats over each position's own ids: (M, V), (M,) -> (M,) float32."""
+    return F.cross_entropy(restrict(logits.float(), low, high), target, reduction="none")
+
+
+# ------------------------------------------------------------------------------------------------
+# The bound, for evaluation: masks of exactly k tokens. Its variance is lower than with times.
+
+
+def mask_exactly(ids, noised, k, u, mask_id):
+    """Hide k of each row's noised tokens, uniformly chosen (LLaDA eq. 6, RADD eq. 11).
+
+    ids, noised (bool), u (uniforms): (B, L); k: (B,). Returns x_t and hidden, (B, L) each.
+    """
+    rank = u.masked_fill(~noised, 2.0).argsort(1).argsort(1)              # (B, L)
+    hidden = noised & (rank < k[:, None])
+    return ids.masked_fill(hidden, mask_id), hidden
+
+
+def systematic_counts(n, u):
+    """k_i uniform on 1..n_i, spread evenly over the rows: n (B,), u one uniform -> (B,)."""
+    k = (stratified_times(len(n), u).to(n.device) * n).long()
+    return k.clamp(max=n - 1) + 1
 
 
 @torch.no_grad()
-def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid="cosine", seed=0, temperature=1.0,
-           top_k=0, top_p=1.0, guidance=0.0, growing=False, condition=None, hold=None, record=False, correct=0, **options):
-    """Fill in every masked token of x.
+def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, group=None):
+    """Estimate the bound on -log p(noised tokens | the others) in nats a row: (B,) float64.
 
-    predict(x, where) -> logits (M, V) at the True positions of where, row by row. x (B, L): mask_id where a token is
-    wanted, everything else is given and never changes; rows may have different numbers of masked tokens.
-    low, high (B, L): each position's own ids. grid: name of a schedule, or mask rates falling from 1 to 0.
-    condition (B, L) bool: what guidance leaves out in its unconditional branch. growing: guidance * (1 - t), with t
-    the share still masked. hold (B, L) bool: masked tokens that stay so. record: keep x after every step. correct:
-    rounds of `corrected` afterwards. Further options go to the sampler.
-    Returns tokens (B, L), nfe (B,) evaluations made for each row, film (list of x).
+    predict(x, where) -> logits (M, V) at the True positions of where (B, L). ids (B, L): clean.
+    noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. group (B,):
+    rows of one group number get the same masks; they must have as many noised tokens.
+    Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k.
     """
-    rates = schedule(grid).mask_rate(np.linspace(1, 0, steps + 1)) if isinstance(grid, str) else np.array(grid, float)
-    if len(rates) < 2 or (np.diff(rates) >= 0).any() or not np.allclose(rates[[0, -1]], (1, 0), rtol=0, atol=1e-9):
-        raise ValueError("a sampling grid needs at least one step and mask rates falling strictly from 1 to 0")
-    rates[0], rates[-1] = 1.0, 0.0                                    # cos(pi/2) is not quite 0
-    condition, hold = (torch.zeros_like(x, dtype=torch.bool) if z is None else z for z in (condition, hold))
-    state = State(predict, low, high, condition, (x == mask_id) & ~hold,
-                  torch.zeros(len(x), dtype=torch.long, device=x.device),
-                  torch.Generator(x.device).manual_seed(seed), mask_id, temperature, top_k, top_p, guidance, growing)
+    if group is None:
+        group = torch.arange(len(ids), device=ids.device)
+    groups = int(group.max()) + 1
+    n = noised.sum(1)                                                     # (B,)
+    of_group = n.new_zeros(groups).scatter(0, group, n)                   # (G,)
+    total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+    for _ in range(rounds):
+        u = torch.from_numpy(rng.random((groups, ids.shape[1]))).to(ids.device)
+        order = torch.from_numpy(rng.permutation(groups)).to(ids.device)  # ties no row to a stratum
+        counts = torch.empty_like(of_group)
+        counts[order] = systematic_counts(of_group[order], rng.random())
+        k = counts[group]                                                 # (B,)
+        x, hidden = mask_exactly(ids, noised, k, u[group], mask_id)       # (B, L)
+        nll = token_nll(predict(x, hidden), ids[hidden], low[hidden], high[hidden])  # (M,)
+        row = hidden.nonzero()[:, 0]                                      # (M,)
+        total.index_add_(0, row, nll.double() * (n.double() / k)[row])
+    return total / rounds
+
+
+# ------------------------------------------------------------------------------------------------
+# Proposals of the network.
+
+
+def guide(conditional, unconditional, guidance):
+    """Classifier-free guidance: l_u + (1 + w) (l_c - l_u); w = 0 is none (UniDisc, 2503.20853)."""
+    mixed = conditional + guidance * (conditional - unconditional)
+    return torch.where(torch.isneginf(conditional), conditional, mixed)
+
+
+class Denoiser:
+    """Logits at masked tokens: own ids only, guidance mixed in, evaluations counted a row."""
+
+    def __init__(self, predict, low, high, mask_id, condition, guidance):
+        self.predict = predict      # (x (b, L), where (b, L)) -> logits (M, V)
+        self.low = low              # (B, L) each position's ids
+        self.high = high
+        self.mask_id = mask_id
+        self.condition = condition  # (B, L) bool: hidden in the unconditional branch
+        self.guidance = guidance
+        self.nfe = torch.zeros(len(low), dtype=torch.long, device=low.device)
+
+    def __call__(self, x, where):
+        """Logits (M, V) float32 at the True positions of where (B, L); rows without any rest."""
+        rows = where.any(1)                                               # (B,)
+        self.nfe += rows
+        logits = self.predict(x[rows], where[rows]).float()               # (M, V)
+        logits = restrict(logits, self.low[where], self.high[where])
+        if self.guidance:
+            self.nfe += rows
+            alone = x.masked_fill(self.condition, self.mask_id)
+            unconditional = self.predict(alone[rows], where[rows]).float()
+            logits = guide(logits, unconditional, self.guidance)
+        return logits
+
+
+def uniform(shape, generator):
+    """Uniforms in [0, 1), float64."""
+    return torch.rand(shape, dtype=torch.float64, device=generator.device, generator=generator)
+
+
+def gumbel(shape, generator):
+    """Gumbel noise, float64. In float32 it ends at 16.6 instead of 36.7 nats, which quietly lowers
+    the temperature (arXiv 2409.02908, section 4)."""
+    u = uniform(shape, generator).clamp(min=torch.finfo(torch.float64).tiny)
+    return -torch.log(-torch.log(u))
+
+
+def filter_logits(logits, top_k=0, top_p=1.0):
+    """The k best and their equals, then the smallest set with probability top_p; (M, V)."""
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]                 # (M, 1)
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        p = ordered.softmax(-1)
+        drop = p.cumsum(-1) - p >= top_p  # the mass before it is enough
+        drop[:, 0] = False
+        drop = torch.zeros_like(drop).scatter(-1, order, drop)
+        logits = logits.masked_fill(drop, -torch.inf)
+    return logits
+
+
+@dataclass
+class Draw:
+    """How tokens are drawn."""
+    generator: torch.Generator
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def propose(self, denoise, x, where):
+        """Draw a token at every True position of where (B, L).
+
+        Returns tokens, log-probability and entropy, (B, L) each; x, 0 and 0 outside where. The
+        last two are the network's: before temperature, top-k and top-p.
+        """
+        tokens = x.clone()
+        logp = torch.zeros(x.shape, device=x.device)
+        entropy = torch.zeros_like(logp)
+        if not where.any():
+            return tokens, logp, entropy
+        full = denoise(x, where).log_softmax(-1)                          # (M, V)
+        if self.temperature > 0:
+            scaled = filter_logits(full / self.temperature, self.top_k, self.top_p).double()
+            chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
+        else:
+            chosen = full.argmax(-1)
+        tokens[where] = chosen
+        logp[where] = full.gather(-1, chosen[:, None])[:, 0]
+        entropy[where] = torch.special.entr(full.exp()).sum(-1)
+        return tokens, logp, entropy
+
+
+# ------------------------------------------------------------------------------------------------
+# Samplers. Each proposes tokens and keeps some. They differ only in which.
+
+
+@dataclass
+class Step:
+    """What a sampler may look at in a step."""
+    hidden: torch.Tensor   # (B, L) bool: still masked
+    missing: torch.Tensor  # (B, L) bool: masked at the start
+    logp: torch.Tensor     # (B, L) log-probability of the proposals, if it looks at them
+    entropy: torch.Tensor  # (B, L) of the network there, nats
+    rate: float            # mask rate before the step
+    next_rate: float       # and after it
+    remaining: float       # share of the steps that is left after it
+    generator: torch.Generator
+
+    def uniform(self):
+        return uniform(self.hidden.shape, self.generator)
+
+
+def keep_best(score, candidates, count):
+    """The count_i (B,) candidates of row i with the highest score. (B, L) -> (B, L) bool."""
+    rank = score.masked_fill(~candidates, -torch.inf).argsort(1, descending=True).argsort(1)
+    return candidates & (rank < count[:, None])
+
+
+def ancestral(s):
+    """Each masked token is revealed with probability (m_t - m_s) / m_t, m the mask rate (MDLM
+    eq. 7). Exact in the limit of many steps; tokens of one step are independent."""
+    return s.hidden & (s.uniform() < (s.rate - s.next_rate) / s.rate)
+
+
+def first_hitting(s):
+    """One token a call, uniformly chosen (2409.02908, Alg. 1): the network sees no time, so only
+    the order matters. Exact at temperature 1 without guidance; as many calls as tokens."""
+    return keep_best(s.uniform(), s.hidden, torch.ones_like(s.hidden[:, 0], dtype=torch.long))
+
+
+def confidence(s, choice_temperature=1.0):
+    """MaskGIT: keep the surest draws; floor(m_s n) of n tokens stay masked. The score is
+    log p + choice_temperature * remaining * Gumbel.
+
+    Biased even for an exact network and one token a step, since unlikely proposals are put back
+    and drawn anew: short answers and plain colours come first, and diversity narrows.
+    """
+    left = (s.missing.sum(1).double() * s.next_rate + 1e-9).floor().long()  # (B,)
+    count = (s.hidden.sum(1) - left).clamp(min=0)                         # (B,)
+    noise = gumbel(s.hidden.shape, s.generator)
+    return keep_best(s.logp + choice_temperature * s.remaining * noise, s.hidden, count)
+
+
+def entropy_bounded(s, budget=0.5, block=0):
+    """EB sampler (2505.24857, Alg. 1): the surest tokens while the sum of their entropies, less
+    the largest one, is at most `budget` nats; at least one.
+
+    The sum bounds the error of drawing them independently, so the number of calls follows the
+    difficulty. The order is settled before anything is drawn: budget 0 is exact at temperature 1
+    without guidance. block: only among the leftmost so many masked tokens (1: left to right).
+    """
+    hidden = s.hidden
+    if block:
+        hidden = hidden & (hidden.cumsum(1) <= block)
+    ordered, order = s.entropy.masked_fill(~hidden, torch.inf).sort(1)    # (B, L)
+    # the largest entropy of a sorted prefix is its last: "sum less largest" is the sum before it
+    before = F.pad(ordered.cumsum(1)[:, :-1], (1, 0))                     # (B, L)
+    keep = torch.zeros_like(hidden).scatter(1, order, before <= budget)
+    return keep & hidden
+
+
+def remdm_sigma(s, eta):
+    """Probability of masking a revealed token again: min(eta, sigma_max), ReMDM's "cap"."""
+    if s.rate == 1:
+        return eta
+    return min(eta, s.next_rate / (1 - s.rate))
+
+
+def remdm(s, eta=0.1):
+    """ReMDM (2503.00307, eq. 6-8): a masked token is revealed with probability
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), since revealed ones are masked again."""
+    sigma = remdm_sigma(s, eta)
+    p = (1 - s.next_rate - (1 - sigma) * (1 - s.rate)) / s.rate
+    return s.hidden & (s.uniform() < p)
+
+
+def remdm_again(s, eta=0.1):
+    """The revealed tokens that ReMDM masks again."""
+    return s.missing & ~s.hidden & (s.uniform() < remdm_sigma(s, eta))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    choose: Callable        # Step -> (B, L) bool: which tokens are revealed
+    options: tuple          # what else it takes
+    looks: bool = False     # it looks at proposals for all masked tokens before it chooses
+    grid: bool = False      # it walks a grid of mask rates; else it goes on until nothing is masked
+    again: Callable = None  # Step -> (B, L) bool: which revealed tokens are masked again
+
+
+SAMPLERS = {
+    "ancestral": Sampler(ancestral, (), grid=True),
+    "first-hitting": Sampler(first_hitting, ()),
+    "confidence": Sampler(confidence, ("choice_temperature",), looks=True, grid=True),
+    "entropy": Sampler(entropy_bounded, ("budget", "block"), looks=True),
+    "remdm": Sampler(remdm, ("eta",), grid=True, again=remdm_again),
+}
+
+
+def mask_rates(grid, steps):
+    """Mask rates of a sampling grid, steps + 1 floats from 1 to 0. grid: a schedule's name, or the
+    rates themselves. ValueError if they do not fall strictly."""
+    if isinstance(grid, str):
+        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        grid = (1 - schedule(grid).alpha(t)).tolist()
+        grid = [1.0, *grid[1:-1], 0.0]  # cos(pi / 2) is not quite 0
+    falls = all(a > b for a, b in zip(grid, grid[1:]))
+    if len(grid) < 2 or grid[0] != 1 or grid[-1] != 0 or not falls:
+        raise ValueError("a sampling grid has mask rates that fall strictly from 1 to 0")
+    return grid
+
+
+@torch.no_grad()
+def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid="cosine", seed=0,
+           temperature=1.0, top_k=0, top_p=1.0, guidance=0.0, condition=None, missing=None,
+           correct=0, record=False, **options):
+    """Fill in masked tokens. Returns tokens (B, L), evaluations nfe (B,), film (list of x).
+
+    predict(x, where) -> logits (M, V) at the True positions of where. x (B, L): mask_id where a
+    token is wanted; rows may have different numbers of them. low, high (B, L): each position's
+    ids. steps, grid: of samplers that walk a grid. condition (B, L) bool: what guidance hides in
+    its unconditional branch. missing (B, L) bool: which masked tokens to fill in, all by default.
+    correct: rounds of `repair` afterwards. record: keep x after every step. options: the sampler's.
+    """
+    chooser = SAMPLERS[sampler]
+    rates = mask_rates(grid, steps)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    draw = Draw(generator, temperature, top_k, top_p)
+    denoise = Denoiser(predict, low, high, mask_id, condition, guidance)
+    if missing is None:
+        missing = x == mask_id
+    if not chooser.grid:
+        count = int(missing.sum(1).max())
+        rates = [1 - i / max(count, 1) for i in range(count + 1)]
     film = [x]
-    for stage in (lambda x: SAMPLERS[sampler](x, state, rates, **options), lambda x: corrected(x, state, correct)):
-        for x in stage(x):
-            if record:
-                film.append(x)
-    return x, state.nfe, film if record else []
+    for k in range(len(rates) - 1):
+        hidden = missing & (x == mask_id)
+        s = Step(hidden, missing, None, None, rates[k], rates[k + 1],
+                 1 - (k + 1) / (len(rates) - 1), generator)
+        if chooser.looks:
+            tokens, s.logp, s.entropy = draw.propose(denoise, x, hidden)
+            reveal = chooser.choose(s, **options)
+        else:  # then nothing is asked where nothing is revealed (MDLM's cache)
+            reveal = chooser.choose(s, **options)
+            tokens, _, _ = draw.propose(denoise, x, reveal)
+        x = torch.where(reveal, tokens, x)
+        if chooser.again:
+            x = x.masked_fill(chooser.again(s, **options), mask_id)
+        film.append(x)
+        if not chooser.grid and not (missing & (x == mask_id)).any():
+            break
+    for x in repair(denoise, draw, x, missing, correct):
+        film.append(x)
+    return x, denoise.nfe, film if record else []
+
+
+def repair(denoise, draw, x, missing, rounds, parts=8):
+    """Repair finished rows: hide the worst token, draw it again (after arXiv 2407.21243).
+
+    Yields x after each round. The worst token is the one furthest below the likeliest token at its
+    place, given all the others. To find it, the network is asked `parts` times, each time with
+    another part of the row hidden. Rows whose tokens are all the likeliest stay as they are. One
+    token a round is our choice. It leans to likely rows, as all choices by confidence do.
+    """
+    settled = torch.zeros_like(missing[:, 0])                             # (B,)
+    for _ in range(rounds):
+        # the same places in all rows, so that rows that agree are asked the same
+        order = uniform(x.shape[1:], draw.generator).expand(x.shape)
+        order = order.masked_fill(~missing, 2.0).argsort(1).argsort(1)    # (B, L)
+        lack = torch.zeros(x.shape, device=x.device)
+        for part in range(parts):
+            where = missing & (order % parts == part) & ~settled[:, None]
+            if where.any():
+                logits = denoise(x.masked_fill(where, denoise.mask_id), where)  # (M, V)
+                own = logits.gather(-1, x[where][:, None])[:, 0]          # (M,)
+                lack[where] = logits.amax(-1) - own
+        settled = settled | (lack.amax(1) <= 0)
+        if settled.all():
+            return
+        worst = keep_best(lack, missing, (~settled).long())
+        x, _, _ = draw.propose(denoise, x.masked_fill(worst, denoise.mask_id), worst)
+        yield x
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    """Show all samplers on a distribution that is known exactly."""
+    n = 4
+    codes = torch.arange(2 ** n)[:, None] >> torch.arange(n) & 1          # all words of n bits
+    even = codes.sum(1) % 2 == 0
+    words = codes[even]                                                   # (8, 4)
+    mask_id = 2
+
+    def predict(x, where):  # the exact posterior of each masked token
+        fits = ((x[:, None] == words) | (x[:, None] == mask_id)).all(-1).double()  # (b, 8)
+        ones = fits @ words.double() / fits.sum(1, keepdim=True)          # (b, 4)
+        return torch.stack((1 - ones, ones, torch.zeros_like(ones)), -1).log()[where]
+
+    ids = words.repeat(500, 1)
+    low = torch.zeros_like(ids)
+    nats = bound(predict, ids, low == 0, low, low + 2, mask_id, np.random.default_rng(0))
+    print(f"{n} bits, an even number of ones: entropy {math.log(len(words)):.3f} nats, "
+          f"bound {nats.mean():.3f} from {len(ids)} masks")
+    low = torch.zeros(20_000, n, dtype=torch.long)
+    x = torch.full_like(low, mask_id)
+    print("total variation between samples and truth (20,000 samples: about 0.01 is chance)")
+    for name, sampler in SAMPLERS.items():
+        errors = []
+        for steps in (1, 2, 4) if sampler.grid else (n,):
+            made, nfe, _ = sample(predict, x, low, low + 2, mask_id, name, steps, "linear")
+            count = torch.bincount((made * 2 ** torch.arange(n)).sum(1), minlength=2 ** n)
+            truth = even / even.sum()
+            error = (count / len(x) - truth).abs().sum() / 2
+            errors.append(f"{nfe.float().mean():.1f} calls {error:.3f}")
+        print(f"{name:15}", ", ".join(errors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,151 +1,290 @@
-"""Train tinytri: tokenizers first, then one masked diffusion model over text, image-text and speech-text.
+"""Train tinytri: tokenizers first, then one masked diffusion model over text, pictures and speech.
 
-    python train.py                                        the toy world, ten to twelve minutes on two CPU cores
-    python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data (any subset)
-    python train.py --resume --run runs/mine               go on where a run stopped
-    python train.py --plan --preset 3b                     sizes and settings, no training
-    python train.py --bench                                speed of a training step on this machine
+    python train.py                                  the toy world
+    python train.py --text a.txt --images DIR --speech DIR --run runs/mine     one's own data
+    python train.py --resume --run runs/mine         go on where a run stopped
 """
 import time
-BEGAN = time.time()  # before the imports: their seconds count, too
-import contextlib  # noqa: E402
+BEGAN = time.time()  # the seconds of the imports count, too
+import argparse
+import contextlib
+import dataclasses
 import json
 import math
 import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import files  # before torch: it tells OpenMP how to wait
 import torch
-from torch.utils.checkpoint import checkpoint
+import torch.distributed as dist
 from tqdm import tqdm
 
 import data
 import diffusion
-import flags
 import model as models
-import prepare
-import safe
-from data import KINDS, MASK, MODALITIES
-from rules import BASE, batch_rule, lr_factor, plan, print_derived, tuned_point, warmup_steps
-from safe import DataError, UsageError, write_json
+from files import DataError, UsageError, number
+from sources import prepare
+from tokenizers import audio, image
+
+LOG_EVERY = 10  # steps
+
+# ------------------------------------------------------------------------------------------------
+# Settings. Each field is a flag; its comment is the help. config.json and the page show them all.
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Device and precision.
-
-def precision(args, device):
-    """The dtype of matrix products that --dtype asks for, and a function that makes its autocast context."""
-    dtype = models.fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
-    return dtype, lambda: models.autocast(device, dtype)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One step.
-
-def noised(batches, step, args, sched):
-    """The batch of a step with its masks, all CPU tensors: {kind: dict}. A pure function of (seed, step)."""
-    out = {}
-    for kind, rows in batches(step).items():
-        rng = data.rng(args.seed, 3, step, list(KINDS).index(kind))
-        fields = {n: torch.from_numpy(np.require(getattr(rows, n), None, "CW"))
-                  for n in ("ids", "member", "place", "low", "high", "doc") if getattr(rows, n) is not None}
-        B = len(rows.ids)
-        t = diffusion.stratified_times(B, rng.random())[rng.permutation(B)]
-        times, lossy = diffusion.member_times(t, len(KINDS[kind]), args.modes, rng.random(B), args.time_power)
-        u = torch.from_numpy(rng.random(rows.ids.shape))
-        views = [diffusion.mask_tokens(fields["ids"], fields["member"], times, lossy, u, MASK, sched, c, args.weighting[kind])
-                 for c in ((False, True) if args.complement else (False,))]
-        x, masked, weight, noisy = (torch.cat(v) for v in zip(*views))                               # (B or 2B, L)
-        fields = {n: torch.cat([f] * len(views)) for n, f in fields.items()}
-        at = masked
-        out[kind] = dict(x=x, masked=masked, place=fields["place"], doc=fields.get("doc"), target=fields["ids"][at],
-                         low=fields["low"][at], high=fields["high"][at], weight=weight[at], member=fields["member"][at],
-                         counts=torch.stack([(noisy & (fields["member"] == m)).sum() for m in range(len(KINDS[kind]))]))
-    return out
+def setting(default, help, type=None, **how):
+    """A field of Config: its default, the help of its flag, and what reads the flag's text."""
+    metadata = dict(help=help, **how)
+    if type:
+        metadata["type"] = type
+    if isinstance(default, (dict, list)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def to_device(batch, device):
-    # not waiting is safe where memory that is not pinned is staged first: on mps it may be gone by then (pytorch/pytorch issue 139550)
-    return {k: {n: v.to(device, non_blocking=device.type == "cuda") if torch.is_tensor(v) else v for n, v in b.items()}
-            for k, b in batch.items()}
+def pairs(names, kind):
+    """A type of flag: 'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}, of these names only."""
+    def parse(text):
+        found = dict(part.split("=") for part in text.split(","))
+        for name in found:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"no {name!r}; choose from {', '.join(names)}")
+        return {name: kind(value) for name, value in found.items()}
+    parse.__name__ = "name=value,name=value"
+    return parse
 
 
-def next_tokens(batches, step):
-    """A step's batch as `noised` makes it, for the autoregressive twin: every token that could be noised, given those before."""
-    out = {}
-    for kind, rows in batches(step).items():
-        x, place, member, low, high = (torch.from_numpy(np.require(a, None, "CW")) for a in (rows.ids, rows.place, rows.member,
-                                                                                           rows.low, rows.high))
-        noisy = member >= 0                                                                          # (B, L)
-        before = torch.nn.functional.pad(noisy[:, 1:], (0, 1))                 # the position that predicts it, one earlier
-        doc = None if rows.doc is None else torch.from_numpy(rows.doc)
-        out[kind] = dict(x=x, masked=before, place=place, doc=doc, target=x[noisy], low=low[noisy], high=high[noisy],
-                         weight=torch.ones(int(noisy.sum())), member=member[noisy],
-                         counts=torch.stack([(member == m).sum() for m in range(len(KINDS[kind]))]))
-    return out
+SHARE = number(float, 0)
+MODES = list(diffusion.PAIR_MODES)
+KINDS = list(data.KINDS)
+TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
+WEIGHTINGS = ("bound", "unweighted")
 
 
-def loss_of(net, trunk, batch, weights, autocast):
-    """Loss of a batch as `noised` or `next_tokens` make it and its terms {kind/modality: nats a token}: rows of all kinds go through
-    the trunk together, their masked tokens through the head."""
-    names, parts = [f"{kind}/{m}" for kind in batch for m in KINDS[kind]], list(batch.values())
-    masked, *fields, counts = (torch.cat([b[n].flatten() for b in parts]) for n in ("masked", "target", "low", "high", "weight", "counts"))
-    first = np.cumsum([0] + [len(b["counts"]) for b in parts])                                       # of a kind's terms
-    term = torch.cat([b["member"] + int(n) for b, n in zip(parts, first)])                           # (M,)
-    with autocast():
-        hidden = trunk(*((b["x"], b["place"], b["doc"]) for b in parts))[masked]                     # (M, D)
-
-    def nll(hidden, target, low, high):
-        with autocast():
-            logits = net.unembed(hidden)                                                             # (m, V)
-        return diffusion.token_nll(logits, target, low, high)                                        # (m,)
-
-    chunks = list(zip(*(z.split(max(1, models.HEAD_LOGITS // net.config.vocab)) for z in (hidden, *fields[:3]))))
-    if len(chunks) > 1:                                  # logits that do not fit at once are made again on the way back
-        nats = [checkpoint(nll, *chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        nats = [nll(*chunk) for chunk in chunks]
-    split = diffusion.weighted_terms(torch.cat(nats), fields[3], term, counts)
-    return sum(weights.get(n, 0.2) * v for n, v in zip(names, split)), dict(zip(names, split.detach()))
+def one_of(names):
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(names)}")
+        return text
+    return parse
 
 
-def rows_of(b, first, last):
-    """Rows first..last of a batch as `noised` makes it; `counts` stay those of the whole batch, so that parts add up."""
-    ends, last = np.concatenate(([0], b["masked"].sum(1).cumsum(0).tolist())), min(last, len(b["x"]))
-    cut = {True: slice(first, last), False: slice(ends[first], ends[last])}            # (B, L) fields; (M,) fields
-    return {n: v if v is None or n == "counts" else v[cut[v.dim() == 2]] for n, v in b.items()}
+@dataclass
+class Config:
+    run: str = setting("runs/toy", "folder for everything the run writes")
+    minutes: float = setting(7.0, "time of the model's training; tokenizers come on top", SHARE)
+    steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
+    resume: bool = setting(False, "go on with the run in --run, with its settings")
+    overwrite: bool = setting(False, "replace the run in --run")
+    seed: int = setting(0, "of everything that is drawn", number(int, 0))
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    score_n: int = setting(50, "samples for each cell of the closing table", number(int, 0))
+    save_every: int = setting(200, "steps from one checkpoint to the next", number(int, 1))
+
+    text: list = setting([], "text file or folder of them (repeatable)", metavar="PATH")
+    images: list = setting([], "folder of pictures with captions", metavar="DIR")
+    speech: list = setting([], "folder of clips with transcripts", metavar="DIR")
+    skip_bad: bool = setting(False, "leave out items that cannot be used instead of stopping")
+    longest_caption: int = setting(300, "characters of a caption or transcript", number(int, 1))
+    longest_clip: float = setting(20.0, "seconds", number(float, 0.1))
+    image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64", number(int, 0))
+    items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips",
+                         number(int, 10))
+    mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
+                        "share of each kind in the tokens; a kind without is left out",
+                        pairs(KINDS, SHARE))
+    text_length: int = setting(96, "tokens of a text; longer ones are cut", number(int, 16))
+
+    vocab_size: int = setting(512, "ids of the text tokenizer, bytes included", number(int, 256))
+    encoding: str = setting("", "a tiktoken vocabulary instead: gpt2, cl100k_base, o200k_base")
+    image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json.loads)
+    speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json.loads)
+    image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
+    speech_steps: int = setting(2000, "training steps of the speech tokenizer", number(int, 1))
+
+    schedule: str = setting("linear", "linear, cosine or poly:P")
+    weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
+                              "kind=unweighted: all masked tokens count alike; or kind=bound",
+                              pairs(KINDS, one_of(WEIGHTINGS)))
+    loss_weights: dict = setting(
+        {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
+         "speech-text/speech": 0.25, "speech-text/text": 0.1},
+        "weight of each member's term in the loss", pairs(TERMS, SHARE))
+    complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
+    modes: dict = setting(
+        {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
+        "how pairs are noised: share of each mode", pairs(MODES, SHARE))
+    time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
+                               "mode=p: its times are t^p; below 1: higher mask rates",
+                               pairs(MODES, SHARE))
+
+    preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
+    shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json.loads)
+    batch_tokens: int = setting(2048, "tokens a step, all kinds together", number(int, 1))
+    micro_batch: int = setting(0, "rows in the network at a time; 0: all", number(int, 0))
+    optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)",
+                             one_of(("muon", "adamw")))
+    lr: float = setting(1e-3, "AdamW's, at the tuned point", SHARE)
+    muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", SHARE)
+    weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", SHARE)
+    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", SHARE)
+    clip: float = setting(1.0, "largest norm of the gradient", number(float, 1e-9))
+    dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one",
+                         one_of(("auto", "float32", "bfloat16")))
+    compile: str = setting("auto", "auto, on, off; auto: on a GPU, and where training is long",
+                           one_of(("auto", "on", "off")))
+
+    def model(self, vocab, places):
+        """The network's shape for a stream of so many ids and places."""
+        shape = {**models.PRESETS[self.preset], **self.shape}
+        return models.ModelConfig(vocab=vocab, places=places, **shape)
+
+    def loss_weight_of_members(self):
+        """(S,) weights of data.MEMBERS."""
+        return torch.tensor([self.loss_weights.get(f"{k}/{m}", 0.2) for k, m in data.MEMBERS])
 
 
-def backward(net, trunk, batch, weights, autocast, micro=0, parallel=None):
-    """Gradients of a step. Returns named terms {kind/modality: nats a token} and the loss, all tensors.
+def check_settings(config):
+    """UsageError for a setting that cannot be right, before anything is read or written."""
+    attempts = {
+        "--schedule": lambda: diffusion.schedule(config.schedule),
+        "--shape": lambda: config.model(vocab=8, places=8),
+        "--image-tokenizer": lambda: image.ImageConfig(**config.image_tokenizer),
+        "--speech-tokenizer": lambda: audio.AudioConfig(**config.speech_tokenizer),
+    }
+    for flag, attempt in attempts.items():
+        try:
+            attempt()
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{flag}: {error}")
+    if not config.steps and not config.minutes:
+        raise UsageError("--minutes or --steps must be above 0")
+    if not sum(config.modes.values()):
+        raise UsageError("--modes: give one of them a share above 0")
 
-    A term belongs to one member of one kind of row: the sum over masked tokens of weight * nll, over all its tokens subject
-    to noise; with --weighting bound and no --time-power it estimates the bound. The loss is their weighted sum (`weights`;
-    a caption of ten tokens would hardly count beside a picture of 19 if all tokens counted alike). One forward and
-    backward for `micro` rows of every kind (0: all of them). parallel: a DistributedDataParallel of `Loss`; gradients are
-    then exchanged once, in the last backward, and terms and loss are those of this process' rows.
+
+OF_THE_CALL = ("run", "resume", "overwrite", "device")  # not of the run
+# These may differ on --resume. The rows are in the run folder, so the data are not read again.
+MAY_DIFFER = OF_THE_CALL + ("score_n", "save_every", "micro_batch", "text", "images", "speech")
+
+
+def parse(argv=None):
+    """The command line -> Config, and the names of the flags that were given."""
+    parser = files.Parser(description=__doc__,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(Config):
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        how = dict(f.metadata)
+        if f.type is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif f.type is list:
+            how["action"] = "append"
+        else:
+            how.setdefault("type", f.type)  # str: as it is
+        if default not in ("", [], {}, False):
+            how["help"] += f" (default: {typed(default)})"
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **how)
+    given = vars(parser.parse_args(argv))
+    return Config(**given), set(given)
+
+
+def typed(value):
+    """A default as one would type it."""
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in value.items())
+    return value
+
+
+# ------------------------------------------------------------------------------------------------
+# The batch rule (arXiv 2602.21472, by second-hand accounts): tune once, train at any batch size and
+# token horizon. Width and depth are Complete(d)P's: the table in model.py.
+#
+# 1. kappa = (D_base / D)^gamma * (B / B_base), gamma = 0.44   D: tokens in all, B: tokens a step
+# 2. lr = lr_base sqrt(kappa), beta = beta_base^kappa, eps = eps_base / sqrt(kappa)
+#    AdamW divides its average by the size of a single gradient, which shrinks as 1 / sqrt(B)
+#    (arXiv 2205.10287). gamma = 1 is Complete(d)P, gamma = 0 that paper's rule.
+# 3. weight decay x sqrt(kappa): ours. lr * decay then goes as kappa, as Complete(d)P has it.
+# 4. EMA of the weights: rho^kappa (arXiv 2307.13813).
+# 5. Muon: lr x kappa, momentum^kappa. Ours: it normalises after averaging. A momentum that averages
+#    over the same tokens at any batch gives a step of the same size, so per token it moves lr / B.
+# 6. Warm-up: 5% of the steps (ours), at most 1000 and a quarter of all (the paper's, second-hand).
+#    Then a cosine to zero.
+
+BASE = dict(batch=2048, tokens=6_000_000, beta1=0.9, beta2=0.98, eps=1e-8, ema=0.99, momentum=0.95)
+S_CRIT = 977  # steps below which the loss rises by over 2%: experiments/batch_size.py
+
+
+def batch_rule(batch, tokens, config):
+    """Optimizer settings for a batch and a horizon, both in tokens. config: the tuned values."""
+    kappa = (BASE["tokens"] / tokens) ** config.gamma * (batch / BASE["batch"])
+    return dict(
+        kappa=kappa,
+        lr=config.lr * math.sqrt(kappa),
+        beta1=BASE["beta1"] ** kappa,
+        beta2=BASE["beta2"] ** kappa,
+        eps=BASE["eps"] / math.sqrt(kappa),
+        weight_decay=config.weight_decay * math.sqrt(kappa),
+        ema=BASE["ema"] ** kappa,
+        muon_lr=config.muon_lr * kappa,
+        momentum=BASE["momentum"] ** kappa,
+    )
+
+
+def warmup_steps(steps):
+    return max(1, int(min(1000, steps / 4, 0.05 * steps)))
+
+
+def lr_factor(progress, warmup):
+    """Share of the learning rate. progress, warmup: shares of the training, in [0, 1]."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def derived(batch, tokens, length, config):
+    """What the rule makes of the settings: rows (name, formula, number).
+
+    batch, tokens as in `batch_rule`. length: tokens a row, for B_crit.
     """
-    most = max(len(b["x"]) for b in batch.values())
-    parts = [{kind: rows_of(b, i, i + micro) if micro else b for kind, b in batch.items() if i < len(b["x"])}
-             for i in range(0, most, micro or most)]
-    terms, loss = {}, 0.0
-    for n, part in enumerate(parts):
-        wait = parallel.no_sync() if parallel and n + 1 < len(parts) else contextlib.nullcontext()
-        with wait:
-            value, split = parallel(part) if parallel else loss_of(net, trunk, part, weights, autocast)
-            (value * world_size()).backward()                         # DistributedDataParallel takes the mean over processes
-        loss = loss + value.detach()
-        terms = {name: terms.get(name, 0.0) + split.get(name, 0.0) for name in {**terms, **split}}
-    return terms, loss
+    rule = batch_rule(batch, tokens, config)
+    steps = max(1, round(tokens / batch))
+    rows = [
+        ("kappa", "(D_base / D)^gamma B / B_base", rule["kappa"]),
+        ("lr", f"{config.lr:g} sqrt(kappa)", rule["lr"]),
+        ("beta1", f"{BASE['beta1']:g}^kappa", rule["beta1"]),
+        ("beta2", f"{BASE['beta2']:g}^kappa", rule["beta2"]),
+        ("eps", f"{BASE['eps']:g} / sqrt(kappa)", rule["eps"]),
+        ("weight decay", f"{config.weight_decay:g} sqrt(kappa)", rule["weight_decay"]),
+        ("EMA", f"{BASE['ema']:g}^kappa", rule["ema"]),
+        ("Muon lr", f"{config.muon_lr:g} kappa", rule["muon_lr"]),
+        ("Muon momentum", f"{BASE['momentum']:g}^kappa", rule["momentum"]),
+        ("steps", "D / B", steps),
+        ("warm-up steps", "min(1000, steps / 4, steps / 20)", warmup_steps(steps)),
+        ("B / kappa", "the same at any B", batch / rule["kappa"]),
+        ("kappa D / B", "the same at any B", rule["kappa"] * tokens / batch),
+        ("B_crit", f"D / (L S_crit), rows of {length:.0f}", tokens / (length * S_CRIT)),
+    ]
+    if config.optimizer != "muon":
+        rows = [row for row in rows if not row[0].startswith("Muon")]
+    return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Several processes (torchrun): every one makes the whole batch, takes its rows of it, and the gradients are added up.
+def print_derived(batch, tokens, length, config):
+    print(f"B = {batch:.0f} tokens a step, D = {tokens:.3g} tokens, padding left out")
+    for name, formula, value in derived(batch, tokens, length, config):
+        print(f"  {name:13} = {formula:33} = {value:.6g}")
+    if tokens / batch < S_CRIT:
+        print(f"warning: fewer steps than S_crit = {S_CRIT}: above the critical batch size the "
+              "loss rises; lower --batch-tokens or train longer", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# One step. Several processes (torchrun) make the same batch and take their rows of it.
+
 
 def rank():
     return int(os.environ.get("RANK", 0))
@@ -155,236 +294,279 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def my_device(name):
-    """The device that --device names; auto is one GPU a process where there are several."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name in ("auto", "cuda") and world_size() > 1 and torch.cuda.is_available() else name
-
-
-class Loss(torch.nn.Module):
-    """`loss_of` as a module, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, net, *fixed):
-        super().__init__()
-        self.net, self.fixed = net, fixed
-
-    def forward(self, batch):
-        trunk, weights, autocast = self.fixed
-        return loss_of(self.net, trunk, batch, weights, autocast)
-
-
-def my_share(batch):
-    """The rows of this process."""
-    cut = lambda b, r: len(b["x"]) * r // world_size()
-    return batch if world_size() == 1 else {k: rows_of(b, cut(b, rank()), cut(b, rank() + 1)) for k, b in batch.items()}
-
-
-def agreed(value):
-    """The first process' value, in all of them."""
+def sum_over_processes(tensors):
     if world_size() > 1:
-        box = [value]
-        torch.distributed.broadcast_object_list(box)
-        value = box[0]
-    return value
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+            t.copy_(part.view_as(t))
 
 
-def any_of(flag, device):
-    """Whether the flag is up in any process."""
-    if world_size() > 1:
-        up = torch.tensor(float(flag), device=device)
-        torch.distributed.all_reduce(up)
-        flag = bool(up)
-    return flag
+def train_step(net, optimizers, batch, config, autocast):
+    """One optimizer step. Returns the loss terms (S,), nats a token, and the gradient's norm.
 
-
-def summed(terms, loss, device):
-    """Terms and loss over all processes."""
-    if world_size() > 1:
-        all_of_them = torch.stack([*terms.values(), loss]).to(device)
-        torch.distributed.all_reduce(all_of_them)
-        terms, loss = dict(zip(terms, all_of_them[:-1])), all_of_them[-1]
-    return terms, loss
-
-
-def faster_trunk(net, args, device, step_seconds):
-    """The trunk, compiled where that pays, and the seconds of a step (None if not needed). Settles --compile auto for resuming.
-
-    auto compiles on CUDA, and on a CPU when at least five minutes are planned, which win the compiler's half minute back; what it
-    compiles is measured and kept only if faster; `on` keeps it anyway.
+    batch: the rows of this process. The terms are divided by the counts of all rows, so those of
+    parts and of processes add up. Raises DataError, before any weight changes, if the norm is not
+    finite.
     """
-    doubtful = args.compile == "auto" and device.type != "cuda"
-    if doubtful and (device.type != "cpu" or 0 < args.steps < 100):
-        args.compile = "off"                         # mps: its compiler has been silently wrong; timing takes 24 steps: too many beside so few
-    if args.compile == "off" and args.steps:
-        return net.trunk, None                       # nobody asks how long a step takes
-    eager = step_seconds(net.trunk)
-    planned = args.steps * eager if args.steps else 60 * args.minutes
-    if args.compile == "off" or (doubtful and planned < 300):
-        args.compile = "off"
-        return net.trunk, eager
-    start, trunk = time.time(), None
-    try:
-        trunk = torch.compile(net.trunk)
-        seconds = step_seconds(trunk)
-    except Exception as error:  # no compiler, or one that fails: whatever it raises, the eager trunk does the same
-        print(f"--compile {args.compile}: torch.compile failed ({type(error).__name__}), training goes on without", flush=True)
-        net.zero_grad(set_to_none=True)              # what a backward that failed on its way had left
-        seconds = math.inf
-    print(f"compiled in {time.time() - start:.0f} s: {1000 * seconds:.0f} ms a step, {1000 * eager:.0f} ms without", flush=True)
-    args.compile = "on" if seconds < eager or (args.compile == "on" and seconds < math.inf) else "off"
-    return (trunk, seconds) if args.compile == "on" else (net.trunk, eager)
+    weights = config.loss_weight_of_members().to(batch.x.device)
+    total = 0.0
+    for part in batch.split(config.micro_batch):  # all rows at once by default
+        with autocast:
+            terms = diffusion.loss_terms(net, part)                       # (S,)
+        (weights * terms).sum().backward()  # gradients of all parts add up
+        total = total + terms.detach()
+    parameters = list(net.parameters())
+    sum_over_processes([p.grad for p in parameters] + [total])
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+    if not math.isfinite(norm):
+        raise DataError("the loss or its gradient is not finite: lower --lr and --muon-lr")
+    for optimizer in optimizers:
+        optimizer.step()
+    net.zero_grad(set_to_none=True)
+    return total, norm
 
 
-def train(args, folder, stream, rows, device):
-    """The training loop, from the checkpoint in `folder` if there is one. Writes config.json, log.jsonl, checkpoint.pt and the page."""
-    config = models.ModelConfig(vocab=stream.vocab, places=stream.places, **{**models.PRESETS[args.preset], **args.shape})
-    net = models.Transformer(config, seed=args.seed).to(device)
-    ema = [p.detach().clone() for p in net.parameters()]               # here, so that trying what fits into memory counts it
-    args.dtype = agreed(str(precision(args, device)[0]).removeprefix("torch."))
-    (dtype, autocast), sched = precision(args, device), diffusion.schedule(args.schedule)
-    per_step = data.rows_per_step(stream, args.mix, args.batch_tokens, list(rows))
-    if min(per_step.values()) < world_size():
-        raise UsageError(f"--batch-tokens {args.batch_tokens} is {per_step} rows a step: fewer than {world_size()} processes")
-    batches = data.Batches(stream, rows, per_step, args.seed, views=1 + args.complement)
-    # padding, which only packed rows have, does not count; what it counts are tokens that the network reads
-    batch_tokens = round(sum(n * float((rows[k][:2000] != data.PAD).sum(1).mean()) for k, n in per_step.items()))
-    state = safe.load(folder / "checkpoint.pt") if (folder / "checkpoint.pt").exists() else None
-    began = time.time()
+def set_rates(optimizers, factor):
+    """Learning rates: the base's times factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+            group["lr"] = group["base_lr"] * factor
 
-    make, net_parameters = lambda step: my_share(noised(batches, step, args, sched)), list(net.parameters())
 
-    def gradients(trunk, batch, parallel=None):
-        """Terms and loss of a batch, as `backward` returns them, and the norm of the gradient, which is clipped."""
-        terms, loss = backward(net, trunk, batch, args.loss_weights, autocast, args.micro_batch, parallel)
-        return terms, loss, float(torch.nn.utils.clip_grad_norm_(net_parameters, args.clip))
+def update_average(average, net, rate):
+    """Move the averaged weights by the share `rate` towards the network's."""
+    with torch.no_grad():
+        torch._foreach_lerp_(average, list(net.parameters()), rate)
 
-    @torch.no_grad()
-    def update(optimizers, rate):
-        """A step of every optimizer, and the average of the weights moved by the share `rate` towards them."""
-        for optimizer in optimizers:
-            optimizer.step()
-        net.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(ema, net_parameters, rate)
 
-    def step_seconds(trunk, n=24):
-        """Seconds of a training step: the whole of it, the next batch made beside it, at rates at which it changes nothing."""
-        times, idle = [], models.optimizers(net, batch_rule(batch_tokens, BASE["tokens"]), args.optimizer, dtype)
-        for group in (g for o in idle for g in o.param_groups):
-            group["lr"] = 0.0
+# ------------------------------------------------------------------------------------------------
+# The loop.
+
+
+@dataclass
+class Plan:
+    """How long a training is. With --minutes it is planned anew while the speed changes."""
+    steps: int             # of the whole training
+    tokens: float          # the horizon that the batch rule was given
+    warmup: float          # share of the training
+    since: int = 0         # step at which it was planned so
+    progress: float = 0.0  # share of the training that was over then
+    seconds: float = 0.0   # that training has taken so far
+
+    def at(self, step):
+        """Share of the training that is over in the middle of a step."""
+        share = (step + 0.5 - self.since) / (self.steps - self.since)
+        return self.progress + (1 - self.progress) * share
+
+    def anew(self, step, minutes, step_seconds):
+        """The plan after `step` steps, if a step takes step_seconds from now on."""
+        left = max(1, round((60 * minutes - self.seconds) / step_seconds))
+        if step >= self.steps or abs(step + left - self.steps) < 0.05 * (self.steps - step):
+            return self
+        progress = self.at(step - 0.5)
+        return dataclasses.replace(self, steps=step + left, since=step, progress=progress)
+
+
+class Training:
+    """What a training consists of: network, averaged weights, optimizers, batches."""
+
+    def __init__(self, config, stream, documents, device):
+        self.config = config
+        self.stream = stream
+        self.device = device
+        if config.dtype == "auto":
+            config.dtype = agreed(str(files.fast_dtype(device)).removeprefix("torch."))
+        self.dtype = getattr(torch, config.dtype)
+        self.autocast = files.autocast(device, self.dtype)
+        views = 1 + config.complement
+        counts = data.documents_per_step(documents, config.mix, config.batch_tokens / views)
+        self.batches = data.Batches(documents, counts, config.seed)
+        means = {kind: docs.lengths().mean() for kind, docs in documents.items()}
+        self.tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))  # a step
+        if views * self.batches.count < world_size():
+            raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
+                             f"({self.batches.count}) than there are processes")
+        self.terms = [name for name in TERMS if name.split("/")[0] in documents]
+        shape = config.model(stream.vocab, stream.places)
+        self.net = models.Transformer(shape, config.seed).to(device)
+        self.average = [p.detach().clone() for p in self.net.parameters()]
+
+    def batch(self, step):
+        """The rows of a step that are this process'."""
+        batch = data.noised(self.stream, self.batches(step), self.config, step)
+        first, last = (len(batch.x) * r // world_size() for r in (rank(), rank() + 1))
+        return batch.rows(first, last)
+
+    def optimizers(self, rule):
+        return models.make_optimizers(self.net, rule, self.config.optimizer, self.dtype)
+
+    def step_seconds(self, steps=12):
+        """Seconds of a step, measured on steps that are taken back."""
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        optimizers = self.optimizers(batch_rule(self.tokens, BASE["tokens"], self.config))
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(make, 0)
-            for i in range(n):
-                start = time.perf_counter()
-                batch, coming = to_device(coming.result(), device), ahead.submit(make, i + 1)
-                gradients(trunk, batch)
-                update(idle, 0.0)
-                times.append(time.perf_counter() - start)
-        return float(np.mean(times[n // 4:]))                        # the mean: slow steps take their time in the run, too
+            coming = ahead.submit(self.batch, 0)
+            for step in range(steps):
+                if step == 2:  # the first ones compile
+                    start = time.perf_counter()
+                batch = coming.result().to(self.device)
+                coming = ahead.submit(self.batch, step + 1)
+                train_step(self.net, optimizers, batch, self.config, self.autocast)
+        seconds = (time.perf_counter() - start) / (steps - 2)
+        self.net.load_state_dict(before)
+        return seconds
 
-    if device.type == "cuda":
-        args.micro_batch = agreed(rows_that_fit(args, max(per_step.values()), lambda: step_seconds(net.trunk, 4)))
-    trunk, seconds = faster_trunk(net, args, device, step_seconds)
-    if not args.steps:  # minutes -> steps, once: from then on the run is a function of (seed, step)
-        args.steps = agreed(max(10, int((args.minutes * 60 - (time.time() - began)) / (1.1 * seconds))))
-    base = tuned_point(args)
-    rule = batch_rule(batch_tokens, args.steps * batch_tokens, base, args.gamma)
-    warmup = warmup_steps(args.steps, args.warmup)
-    optimizers = models.optimizers(net, rule, args.optimizer, dtype)
-    for group in (g for o in optimizers for g in o.param_groups):
-        group["base_lr"] = group["lr"]
-    first = 0
+    def plan(self, began):
+        """The Plan of a new training that began at this time."""
+        steps = self.config.steps
+        if not steps:
+            seconds = self.step_seconds()
+            left = 60 * self.config.minutes - (time.perf_counter() - began)
+            steps = agreed(max(10, int(left / seconds)))
+        return Plan(steps, steps * self.tokens, warmup_steps(steps) / steps)
+
+    def padding(self):
+        """Share of padding in the first steps."""
+        shares = [float((self.batches(step) == data.PAD).float().mean()) for step in range(10)]
+        return sum(shares) / len(shares)
+
+    def compile(self):
+        """Compile the trunk if the settings say so. Settles `auto`, so that resuming does alike."""
+        config = self.config
+        if config.compile == "auto":
+            long = config.steps >= 2000 or (config.steps == 0 and config.minutes >= 5)
+            pays = self.device.type == "cuda" or (self.device.type == "cpu" and long)
+            config.compile = "on" if pays else "off"
+        if config.compile == "off":
+            return
+        eager = self.net.trunk
+        self.net.trunk = torch.compile(eager)
+        start = time.perf_counter()
+        try:
+            self.step_seconds(3)
+            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+        except Exception as error:  # whatever a missing compiler raises, training goes on without
+            print(f"torch.compile failed ({files.reason(error)}): training without", flush=True)
+            self.net.trunk = eager
+            self.net.zero_grad(set_to_none=True)
+            config.compile = "off"
+
+
+def train(config, folder, stream, documents, device):
+    """Train the model, from the checkpoint in `folder` if there is one.
+
+    Writes config.json, log.jsonl, checkpoint.pt and the page.
+    """
+    began = time.perf_counter()
+    training = Training(config, stream, {k: parts[0] for k, parts in documents.items()}, device)
+    training.compile()
+    net = training.net
+    checkpoint = folder / "checkpoint.pt"
+    state = files.load(checkpoint) if checkpoint.exists() else None
     if state:
+        plan = Plan(**state["plan"])
+    else:
+        plan = training.plan(began)
+    rule = batch_rule(training.tokens, plan.tokens, config)
+    optimizers = training.optimizers(rule)
+    step = 0
+    if state:
+        step = state["step"]
         net.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        training.average = [e.to(device) for e in state["average"]]
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
-        ema = [e.to(device) for e in state["ema"]]
-        first, state = state["step"], None
-    groups = [g for o in optimizers for g in o.param_groups]         # after loading, which puts new ones in their place
-    parallel = None
-    if world_size() > 1:
-        parallel = torch.nn.parallel.DistributedDataParallel(Loss(net, trunk, args.loss_weights, autocast), gradient_as_bucket_view=True)
-    chief = rank() == 0
-    if chief:
-        write_json(folder / "config.json", {
-            **safe.read_json(folder / "config.json"), "stream": stream.as_dict(), "model": asdict(config), "rule": rule,
-            "steps": args.steps, "batch_tokens": batch_tokens, "rows_per_step": per_step, "args": flags.plain(args)})
-        print(f"{models.count(net)['total'] / 1e6:.1f}M parameters on {device} ({args.dtype}), {args.steps} steps of "
-              + ", ".join(f"{n} rows of {k} ({n * stream.length(k) / sum(m * stream.length(j) for j, m in per_step.items()):.0%})"
-                          for k, n in per_step.items())
-              + (f", {args.micro_batch} at a time" if args.micro_batch else "")
-              + (f", in {world_size()} processes" if world_size() > 1 else "") + (f", from step {first} on" if first else ""))
-        print_derived(batch_tokens, args.steps * batch_tokens, batch_tokens / sum(per_step.values()), base=base,
-                      gamma=args.gamma, warmup=args.warmup, optimizer=args.optimizer)
-        keep_until(folder / "log.jsonl", first - 1)
-        keep_until(folder / "scores.jsonl", first)
-
-    def not_finite(what, step):
-        saved = folder / "checkpoint.pt"
-        return DataError(f"{what} not finite at step {step}: lower --lr; "
-                         + (f"the last good checkpoint is {saved}" if saved.exists() else "there is no checkpoint yet"))
-
-    def save(step):
-        if not safe.finite((*net_parameters, *ema)):                  # the last update may have broken them: none may be saved
-            raise not_finite("weights are", step)
-        if chief:
-            safe.save(folder / "checkpoint.pt", {
-                "layout_version": data.LAYOUT_VERSION, "step": step, "model": net.state_dict(), "ema": ema,
-                "optimizers": [o.state_dict() for o in optimizers]})
+        del state
+    if rank() == 0:
+        describe_run(config, folder, training, plan, rule, step)
+        keep_until(folder / "log.jsonl", step)
+    log = open(folder / "log.jsonl" if rank() == 0 else os.devnull, "a", encoding="utf-8")
+    bar = tqdm(initial=step, desc="training", mininterval=1.0, disable=rank() > 0)
+    spent = plan.seconds
+    lap = (step, time.perf_counter())
+    with ThreadPoolExecutor(1) as ahead, stop_signal() as stopped, log, bar:
+        coming = ahead.submit(training.batch, step)  # made while the network works
+        while step < plan.steps:
+            batch = coming.result().to(device)
+            coming = ahead.submit(training.batch, step + 1)
+            set_rates(optimizers, lr_factor(plan.at(step), plan.warmup))
             try:
-                look(folder, device, step if args.score_every and step % args.score_every == 0 else 0)
-            except Exception as error:                                # a page is not worth a run
-                print(f"the page could not be written ({safe.reason(error)}): training goes on", flush=True)
-
-    log = open(folder / "log.jsonl" if chief else os.devnull, "a", encoding="utf-8")
-    bar = tqdm(total=args.steps, initial=first, desc="training", mininterval=1.0, disable=not chief)
-    start = time.time()
-    with ThreadPoolExecutor(1) as ahead, interruptible() as interrupted, log, bar:
-        coming = ahead.submit(make, first)                           # the next batch is made while the network works
-        for step in range(first, args.steps):
-            batch, coming = to_device(coming.result(), device), ahead.submit(make, step + 1)
-            terms, loss, norm = gradients(trunk, batch, parallel)
-            factor = lr_factor(step, args.steps, warmup)
-            for group in groups:
-                group["lr"] = group["base_lr"] * factor
-            if not math.isfinite(norm) or not math.isfinite(float(loss)):
-                raise not_finite("loss or gradient is", step)
-            update(optimizers, max(1 - rule["ema"], 1 / (step + 2)))  # early on the average follows faster, so that it forgets the start
+                terms, norm = train_step(net, optimizers, batch, config, training.autocast)
+            except DataError as error:
+                raise DataError(f"step {step}: {error}; {checkpoint} is the last good state")
+            # early on the average follows faster, so that it forgets the start
+            update_average(training.average, net, max(1 - rule["ema"], 1 / (step + 2)))
+            step += 1
+            bar.total = plan.steps
             bar.update()
-            if step % args.log_every == 0 or step + 1 == args.steps:
-                terms, loss = summed(terms, loss, device)
-                values = {n: round(float(v), 4) for n, v in terms.items()}
-                speed = (step + 1 - first) * batch_tokens / (time.time() - start)
-                log.write(json.dumps({"step": step, "tokens": (step + 1) * batch_tokens, "loss": round(float(loss), 4),
-                                      "terms": values, "lr": rule["lr"] * factor, "grad_norm": round(norm, 4),
-                                      "tokens_per_second": round(speed)}) + "\n")
+            last = step == plan.steps
+            if step % LOG_EVERY == 1 or last:
+                terms = {n: round(float(v), 4) for n, v in zip(TERMS, terms) if n in training.terms}
+                log.write(json.dumps({"step": step, "tokens": round(step * training.tokens),
+                                      "terms": terms, "norm": round(norm, 4)}) + "\n")
                 log.flush()
-                bar.set_postfix({**{n: f"{v:.2f}" for n, v in values.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
-            stop = any_of(bool(interrupted), device)
-            if (step + 1) % args.save_every == 0 or step + 1 == args.steps or stop or (
-                    args.score_every and (step + 1) % args.score_every == 0):
-                save(step + 1)
-            if stop and step + 1 < args.steps:
-                agreed(None)                                             # nobody leaves before the first process has saved
-                raise DataError(f"stopped after step {step + 1} of {args.steps}, saved: python train.py --resume --run {folder} "
-                                "goes on")
+                bar.set_postfix({n: f"{v:.2f}" for n, v in terms.items()}, refresh=False)
+            stop = any_process(bool(stopped), device)
+            if step % config.save_every and not last and not stop:
+                continue
+            now = time.perf_counter()
+            plan.seconds = spent + now - began
+            if config.minutes and not config.steps and not stop:
+                plan = agreed(plan.anew(step, config.minutes, (now - lap[1]) / (step - lap[0])))
+            lap = (step, now)
+            if rank() == 0:
+                if not all(p.isfinite().all() for p in net.parameters()):
+                    raise DataError(f"step {step}: a weight is not finite; {checkpoint} is the "
+                                    "last good state")
+                files.save(checkpoint, {
+                    "layout_version": data.LAYOUT_VERSION, "step": step, "plan": vars(plan),
+                    "model": net.state_dict(), "average": training.average,
+                    "optimizers": [o.state_dict() for o in optimizers]})
+                write_page(folder)
+            if stop and not last:
+                agreed(None)  # nobody leaves before the first process has saved
+                raise DataError(f"stopped after step {step} of {plan.steps}, saved: python "
+                                f"train.py --resume --run {files.quoted(folder)} goes on")
 
 
-def look(folder, device, step):
-    """Write the run's page as it is now; at a step to score, with samples and quick scores of the saved weights."""
-    import page
-    if not step:
-        return page.write(folder)
-    import sample
-    import score
-    run = sample.load_run(folder, device)
-    scores = score.score(run, 16, repeats=0)
-    with open(folder / "scores.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **{task: r["accuracy"] for task, r in scores.items()}}) + "\n")
-    return page.write(folder, run, samples=1)
+def describe_run(config, folder, training, plan, rule, step):
+    """Write what was settled to config.json and print it."""
+    saved = files.read_json(folder / "config.json")
+    saved.update(config=run_settings(config), model=vars(training.net.config), rule=rule,
+                 steps=plan.steps, step_tokens=training.tokens)
+    files.write_json(folder / "config.json", saved)
+    batches = training.batches
+    millions = models.count_parameters(training.net)["total"] / 1e6
+    counts = ", ".join(f"{n} of {kind}" for kind, n in batches.counts.items())
+    print(f"{millions:.1f}M parameters on {training.device} ({config.dtype}), step {step} of "
+          f"{plan.steps}: {batches.count} rows of {batches.length} tokens, "
+          f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
+    print_derived(training.tokens, plan.tokens, batches.length, config)
+
+
+def keep_until(path, step):
+    """Drop the log's lines of later steps, written after the checkpoint: they come again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be cut
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        files.write_text(path, "".join(line + "\n" for line in kept))
+
+
+def write_page(folder, run=None):
+    """The run's page. During training a page is not worth a run."""
+    from tools import page
+    try:
+        return page.write(folder, run)
+    except Exception as error:
+        print(f"the page could not be written ({files.reason(error)})", flush=True)
 
 
 @contextlib.contextmanager
-def interruptible():
-    """A list that is no longer empty once Ctrl-C (or a polite kill) has come; a second one stops at once."""
+def stop_signal():
+    """A list that is no longer empty once Ctrl-C or a polite kill has come. The second one stops
+    at once."""
     came = []
 
     def note(number, frame):
@@ -401,120 +583,174 @@ def interruptible():
             signal.signal(s, handler)
 
 
-def rows_that_fit(args, most, step):
-    """--micro-batch, or the half, quarter ... of the rows of a kind at which `step()` no longer runs out of memory."""
-    while True:
-        try:
-            step()
-            return args.micro_batch
-        except torch.OutOfMemoryError:
-            args.micro_batch = (args.micro_batch or most) // 2
-            if not args.micro_batch:
-                raise
-        torch.cuda.empty_cache()
+def agreed(value):
+    """The first process' value, in all of them."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
 
 
-def keep_until(path, step):
-    """Drop the lines of later steps, which a run that was stopped had written after its checkpoint: they come again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]        # what follows the last line's end has been cut
-        safe.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+def any_process(flag, device):
+    """Whether the flag is up in any process."""
+    up = torch.tensor(float(flag), device=device)
+    sum_over_processes([up])
+    return bool(up)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# Run folders. config.json with our layout version marks one. Nothing else is ever touched.
 
-# What a run writes into its folder, beside config.json and the cache. Files of other names are not ours: they are never touched.
-RESULTS = ["checkpoint.pt", "index.html", "films.html", "scores.json", "scores.jsonl", "seconds.json"]
-STARTED = ["log.jsonl", "validation.npz"]                 # there before the first checkpoint is
-TOKENIZERS = [m.file for m in MODALITIES.values()]
-
-
-def check_folder(folder, args):
-    """A UsageError if a new run must not write into folder: it holds files that no run wrote, or a run without --overwrite. The
-    rest of a failed start may be replaced; with --keep-tokenizers a folder may hold tokenizers copied from elsewhere."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--run {folder} is a file: give a new folder")
-    if not safe.is_run(folder):
-        strange = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-        strange = [name for name in strange if not (args.keep_tokenizers and name in TOKENIZERS)]
-        if strange:
-            raise UsageError(f"--run {folder} holds files that no run wrote ({', '.join(strange[:3])}{', ...' if len(strange) > 3 else ''}): "
-                             f"give a new or an empty folder")
-    elif not args.overwrite and any((folder / name).exists() for name in RESULTS):
-        raise UsageError(f"--run {folder} holds a run already: --resume goes on with it, --overwrite replaces it, another "
-                         f"--run leaves it alone")
+RUN_FILES = [
+    "checkpoint.pt", "documents.npz", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
+    "films.html", "index.html", "text.json", "image.pt", "speech.pt", "config.json",
+]
 
 
-def make_way(folder, args):
-    """Remove what a run left in folder, if `check_folder` allows it: the files of the names above and no others. The checkpoint goes
-    first, so that what a kill leaves is the rest of a start; config.json, which tells whose folder it is, is written over later.
-    With --keep-tokenizers the tokenizers stay."""
-    check_folder(folder, args)
-    if args.keep_tokenizers and (then := safe.read_json(folder / "config.json")):
-        data.check_layout(then["layout_version"], folder)
-    for name in RESULTS + STARTED + ([] if args.keep_tokenizers else ["tokenizers.json", *TOKENIZERS]):
+def run_settings(config):
+    return {k: v for k, v in vars(config).items() if k not in OF_THE_CALL}
+
+
+def marker(folder):
+    """config.json of a run folder, or None where no run of ours is."""
+    try:
+        saved = files.read_json(folder / "config.json")
+    except DataError:
+        return None
+    ours = isinstance(saved, dict) and "layout_version" in saved
+    return saved if ours else None
+
+
+def check_folder(folder, config):
+    """UsageError where --run may not be written to. Changes nothing."""
+    name = f"--run {files.quoted(config.run)}"
+    if not config.run or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{name}: that is no folder; give a new or an empty one")
+    saved = marker(folder)
+    if config.resume:
+        if saved is None:
+            raise UsageError(f"--resume: {files.quoted(folder)} holds no run; start one with "
+                             f"python train.py --run {files.quoted(folder)}")
+        data.check_layout(saved["layout_version"], folder)
+    elif saved is None:
+        others = [p.name for p in folder.iterdir()] if folder.exists() else []
+        others = sorted(set(others) - {"lock", "config.json.tmp"})  # what a killed start leaves
+        if others:
+            raise UsageError(f"{name}: {files.quoted(others[0])} there was written by no run of "
+                             "ours; give a new or an empty folder")
+    elif (folder / "checkpoint.pt").exists() and not config.overwrite:
+        raise UsageError(f"{name} holds a run: --resume goes on with it, --overwrite replaces it, "
+                         "another --run leaves it alone")
+
+
+def start_run(folder, config):
+    """Remove what an earlier run wrote, and mark the folder."""
+    for name in RUN_FILES:  # the marker last
         (folder / name).unlink(missing_ok=True)
+    files.write_json(folder / "config.json",
+                     {"layout_version": data.LAYOUT_VERSION, "config": run_settings(config)})
+
+
+def resume_run(folder, config, given):
+    """The settings of the run in folder. UsageError for a flag that asks for something else."""
+    saved = files.read_json(folder / "config.json")["config"]
+    for name in given - set(MAY_DIFFER):
+        value = getattr(config, name)
+        value = list(value) if isinstance(value, tuple) else value
+        settled = name in ("compile", "dtype") and value == "auto"
+        if value != saved[name] and not settled:
+            raise UsageError(f"--resume goes on with the run's own settings: --"
+                             f"{name.replace('_', '-')} is {saved[name]} there; leave it out")
+    for name in saved:
+        if name not in given or name not in MAY_DIFFER:
+            setattr(config, name, saved[name])
+
+
+class Clock:
+    """Seconds by part of a run: clock("part") starts one and ends the one before."""
+
+    def __init__(self, began):
+        self.seconds = {}
+        self.last = began
+        self.part = "imports"
+
+    def __call__(self, part):
+        now = time.time()
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.last
+        self.last = now
+        self.part = part
+
+    def line(self):
+        parts = [f"{part} {s:.0f}" for part, s in self.seconds.items() if s >= 0.5]
+        return "seconds: " + ", ".join(parts)
+
+
+def prepared(config, folder, device, clock):
+    """Stream and documents: read from the run folder, or made now and written there."""
+    saved = files.read_json(folder / "config.json")
+    if (folder / "documents.npz").exists() and "stream" in saved:
+        data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
+        stream = data.Stream(**saved["stream"])
+        return stream, data.load_documents(folder / "documents.npz")
+    stream, documents = prepare.prepare(config, folder, device, clock)
+    saved["stream"] = stream.as_dict()
+    saved["tokenizers"] = data.tokenizer_names(folder, stream.codes)
+    files.write_json(folder / "config.json", saved)
+    return stream, documents
 
 
 def main():
-    args = flags.parser(__doc__).parse_args()
-    flags.check(args)
-    if args.plan:
-        return plan(args)
-    clock, folder = prepare.Clock(BEGAN), Path(args.run)
+    config, given = parse()
+    clock = Clock(BEGAN)
     clock("reading data")
+    folder = Path(config.run)
+    check_folder(folder, config)
+    check_settings(config)
+    name = config.device
+    if world_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = files.pick_device(name)
     torch.set_float32_matmul_precision("high")
-    device = safe.pick_device(my_device(args.device))
-    if args.bench:
-        import bench
-        return bench.bench(args, device)
-    if args.resume:
-        flags.settings_of(folder, args)
-    elif rank() == 0:
-        check_folder(folder, args)                        # now, and again in `make_way`: reading data may take long
-    if device.type == "cuda" and device.index is not None:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size() > 1:
-        from torch.distributed.nn import functional as _  # now: loaded later, its default arguments would hold the group and its threads
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
-    sources = prepare.gather(args)
-    keys = {kind: source.key for kind, source in sources.items()}
-    if args.resume and (then := safe.read_json(folder / "config.json").get("data")) not in (None, keys):
-        raise DataError(f"--resume: the data are not what {folder} was trained on ({', '.join(k for k in keys if keys[k] != then.get(k))}"
-                        f" changed): put them back, or start another run with --run")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    with files.sole_writer(folder) if rank() == 0 else contextlib.nullcontext():
+        run(config, given, folder, device, clock)
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def run(config, given, folder, device, clock):
+    """A whole run: data, tokenizers, model, scores, page."""
+    if config.resume:
+        resume_run(folder, config, given)
     if rank() == 0:
-        if not args.resume:                               # flags and data are fine: only now may an old run go
-            make_way(folder, args)
-            write_json(folder / "config.json", {"layout_version": data.LAYOUT_VERSION, "data": keys, "args": flags.plain(args)})
-        stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
-        safe.write_arrays(folder / "validation.npz", **held)
+        if not config.resume:
+            start_run(folder, config)
+        stream, documents = prepared(config, folder, device, clock)
     if world_size() > 1:
-        torch.distributed.barrier()
-        if rank() > 0:                                    # reads what the first has made
-            stream, rows, held = prepare.prepare(sources, args, folder, device, clock)
-    del sources                                           # pictures and sounds that were kept in memory
+        dist.barrier()
+        if rank() > 0:  # reads what the first process has made
+            stream, documents = prepared(config, folder, device, clock)
     clock("training")
-    train(args, folder, stream, rows, device)
-    if world_size() > 1:
-        torch.distributed.destroy_process_group()
+    train(config, folder, stream, documents, device)
     if rank() > 0:
         return
-    print(clock.line(), flush=True)
-    clock("scoring")
-    import page
     import sample
-    import score
-    run = sample.load_run(folder, device)
-    if args.score_n:
-        scores = score.score(run, args.score_n)
-        write_json(folder / "scores.json", scores)
+    from tools import score
+    trained = sample.load_run(folder, device)
+    if config.score_n:
+        clock("scoring")
+        scores = score.score(trained, config.score_n)
+        files.write_json(folder / "scores.json", scores)
         print(score.table(scores))
     clock("page")
-    print(f"page: {page.write(folder, run)}")
+    print(f"page: {write_page(folder, trained)}")
     clock("end")
-    write_json(folder / "seconds.json", clock.seconds)
+    files.write_json(folder / "seconds.json", clock.seconds)
     print(f"{clock.line()}; {sum(clock.seconds.values()) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":
-    safe.cli(main, "train.py")
+    files.command_line(main, "train.py")

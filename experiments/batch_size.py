@@ -1,116 +1,116 @@
 """Is the batch size still a hyper-parameter once the optimizer's settings follow it?
 
-Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the settings follow the SDE
-rule (with and without gradient clipping), if nothing follows, and if the learning rates alone follow (as the square root,
-linearly)? And what does the exponent gamma do when the run gets four times longer?
-The paper (arXiv 2602.21472): under the rule the loss is flat up to a critical batch size B_crit = D/(L S_crit), where
-fewer than S_crit steps are left, and rises above; gamma about 0.44.
-Set-up: experiments/common.py; the default run's optimizer (Muon and AdamW; the paper speaks of AdamW alone), 100k parameters outside
-the tables (width 64, depth 2), 1,500,000 tokens, base batch of 8 rows (768 tokens). Learning rates, betas and momentum, the
-embeddings' rate and weight decay are tuned there once (`grid`, one after the other, seed 0), then batches from 1/4 to 16 times the
-base, three seeds. For gamma the same is tuned at a quarter of the tokens and carried up.
-On two cores at half speed about 50 minutes:  python experiments/batch_size.py     writes results/batch_size.json and .png
-"""
-import argparse
+Question: at a fixed number of tokens, how does the final bound depend on the batch size, if the
+settings follow train.batch_rule, if nothing follows, if the learning rates alone follow? And what
+does the exponent gamma do when the run gets four times longer?
+The paper (arXiv 2602.21472, second-hand): under its rule, which speaks of AdamW, the loss is flat
+up to B_crit = D / (L S_crit), where S_crit steps are left, and rises above; gamma is about 0.44.
+For optimizers that normalise after averaging (Muon) two pairs are consistent: the rate x kappa
+with momentum^kappa (the rule here), or the rate x sqrt(kappa) with a fixed momentum, while noise
+dominates. On what is known of such optimizers: arXiv 2603.15958.
+Set-up: common.SMALL, base batch 768 tokens, 1.5M tokens. All settings are tuned there once
+(`grid`), then batches from 1/4 to 16 times the base. For gamma the same is tuned at a quarter of
+the tokens and carried up.
 
+    python experiments/batch_size.py
+"""
 import numpy as np
 
 import common
-from common import train
+from common import RULE, train
 
-ROWS, TOKENS, SEEDS = 8, 1_500_000, (0, 1, 2)
 RATIOS = (1 / 4, 1 / 2, 1, 2, 4, 8, 16)
-FIELDS = ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")
+BATCH = 768  # tokens
+ARMS = ("rule", "rule, no clipping", "rule, momentum fixed", "nothing", "rates x sqrt",
+        "rates x linear")
+QUICK = dict(tokens=4_000, seeds=(0,), ratios=(1, 4), lists=1, texts=common.FEW_TEXTS)
 
 
-def grid(c):
-    """What is tried around the starting settings c, one list after the other."""
-    times = lambda name, *factors: [{name: c[name] * x} for x in factors]
-    muon_lr = times("muon_lr", 1, 1 / 4, 1 / 2, 2)
-    return [muon_lr, times("lr", 1, 1 / 4, 1 / 2, 2, 4),
-            [{k: c[k] ** power for k in ("beta1", "beta2", "momentum")} for power in (1, 1 / 2, 2, 4)],
-            [dict(rates=dict(embedding=x)) for x in (1.0, 0.3, 3.0)], times("weight_decay", 1, 1 / 3, 3), muon_lr]
+def grid(rule):
+    """What is tried around the starting settings, one list after the other."""
+    def times(name, *factors):
+        return [{name: rule[name] * x} for x in factors]
+
+    betas = [{k: rule[k] ** power for k in ("beta1", "beta2", "momentum")}
+             for power in (1, 1 / 2, 2, 4)]
+    return [times("muon_lr", 1, 1 / 4, 1 / 2, 2), times("lr", 1, 1 / 4, 1 / 2, 2, 4), betas,
+            [{"rates": {"embedding": x}} for x in (1.0, 0.3, 3.0)],
+            times("weight_decay", 1, 1 / 3, 3), times("muon_lr", 1, 1 / 2, 2)]
 
 
-def settings(arm, ratio, b):
-    """The optimizer's settings of an arm at `ratio` times the base batch, same tokens."""
-    if arm.startswith("rule"):
-        rule = train.batch_rule(ratio * b["batch"], b["tokens"], b)
-        return {**{k: rule[k] for k in FIELDS}, **({} if arm == "rule" else {"clip": 1e9})}
-    factor = {"nothing": 1.0, "lr x sqrt": ratio ** 0.5, "lr x linear": ratio}[arm]
-    return {k: b[k] * (factor if k in ("lr", "muon_lr") else 1) for k in FIELDS}
+def carried(tuned, ratio, horizon=1.0, gamma=0.44):
+    """Tuned settings at `ratio` times the batch and `horizon` times the tokens: train.batch_rule
+    does to them what it does to the base of train.py."""
+    config = train.Config(gamma=gamma)
+    base, to = (train.batch_rule(r * train.BASE["batch"], h * train.BASE["tokens"], config)
+                for r, h in ((1, 1), (ratio, horizon)))
+    made = {}
+    for name in RULE:
+        if name in ("beta1", "beta2", "momentum"):
+            made[name] = tuned[name] ** (np.log(to[name]) / np.log(base[name]))
+        else:
+            made[name] = tuned[name] * to[name] / base[name]
+    return made
 
 
-ARMS = ("rule", "rule, no clipping", "nothing", "lr x sqrt", "lr x linear")  # no rule scales the clipping of gradients
+def settings(arm, ratio, tuned):
+    """Changes of an arm at `ratio` times the base batch and the same tokens."""
+    rule = carried(tuned, ratio)
+    if arm == "rule, no clipping":
+        return {"rule": rule, "clip": 1e9}
+    if arm == "rule, momentum fixed":
+        fixed = {"muon_lr": tuned["muon_lr"] * ratio ** 0.5, "momentum": tuned["momentum"]}
+        return {"rule": {**rule, **fixed}}
+    if arm != "rule":
+        factor = {"nothing": 1.0, "rates x sqrt": ratio ** 0.5, "rates x linear": ratio}[arm]
+        rule = {**tuned, "lr": tuned["lr"] * factor, "muon_lr": tuned["muon_lr"] * factor}
+    return {"rule": rule}
 
 
-def study(folder, tokens=TOKENS, seeds=SEEDS, ratios=RATIOS, sweeps=None, workers=None):
+def study(folder, tokens=1_500_000, seeds=(0, 1, 2), ratios=RATIOS, lists=None,
+          texts=common.TEXTS):
     path = folder / "batch_size-runs.json"
-    run = lambda configs: common.run_all(path, configs, workers)
-    # 1. tune once, at the base; and once more at a quarter of the tokens, for gamma
-    tuned, tried, bases = {}, {}, {}
+    tuned, tried = {}, {}
     for horizon in (tokens // 4, tokens):
-        start = common.base(batch=ROWS, tokens=horizon, seed=seeds[0])
-        tuned[horizon], tried[horizon] = common.tune(path, start, grid(start)[:sweeps], workers)
-        bases[horizon] = {**train.BASE, **{k: tuned[horizon][k] for k in FIELDS}, "batch": ROWS * common.LENGTH, "tokens": horizon}
-    b = bases[tokens]
-    c = lambda horizon, settings, rows, seed: {**tuned[horizon], **settings, "batch": rows, "tokens": tokens, "seed": seed}
-    # 2. the arms
-    cells = [(arm, ratio) for arm in ARMS for ratio in ratios]
-    results = run([c(tokens, settings(arm, ratio, b), round(ROWS * ratio), seed) for arm, ratio in cells for seed in seeds])
-    grouped = [results[i * len(seeds):(i + 1) * len(seeds)] for i in range(len(cells))]
-    arms = {arm: [] for arm in ARMS}
-    for (arm, ratio), mine in zip(cells, grouped):
-        bound, error = common.bound_and_error(mine)
-        arms[arm].append(dict(ratio=ratio, rows=round(ROWS * ratio), steps=mine[0]["steps"], bound=bound, stderr=error))
-    # 3. settings tuned at a quarter of the tokens, carried to all of them: what gamma does
-    longer = []
-    for gamma in (0.0, 0.44, 1.0):
-        rule = train.batch_rule(b["batch"], tokens, bases[tokens // 4], gamma)
-        mine = run([c(tokens // 4, {k: rule[k] for k in FIELDS}, ROWS, seed) for seed in seeds])
-        bound, error = common.bound_and_error(mine)
-        longer.append(dict(gamma=gamma, kappa=rule["kappa"], lr=rule["lr"], bound=bound, stderr=error))
-    tuned_bound = next(p["bound"] for p in arms["rule"] if p["ratio"] == 1)
-    s_crit = min(p["steps"] for p in arms["rule"] if p["bound"] <= 1.02 * tuned_bound)     # hardly worse than where it was tuned
-    return dict(tuned=tuned[tokens], tuned_at_a_quarter=tuned[tokens // 4], tuning=tried[tokens],
-                tuning_at_a_quarter=tried[tokens // 4], tokens=tokens, seeds=len(seeds), base_rows=ROWS, length=common.LENGTH,
-                arms=arms, gamma=longer, s_crit=s_crit)
+        rule = train.batch_rule(BATCH, horizon, train.Config())
+        start = common.trial(tokens=horizon, batch_tokens=BATCH, **texts,
+                             rule={k: rule[k] for k in RULE})
+        tuned[horizon], tried[horizon] = common.tune(path, start, grid(start.rule)[:lists])
+    full = tuned[tokens]
+    cells = {(arm, ratio): common.changed(full, batch_tokens=round(BATCH * ratio),
+                                          **settings(arm, ratio, full.rule))
+             for arm in ARMS for ratio in ratios}
+    gammas = {gamma: common.changed(tuned[tokens // 4], tokens=tokens,
+                                    rule=carried(tuned[tokens // 4].rule, 1, 4, gamma))
+              for gamma in (0.0, 0.44, 1.0)}
+    results = common.run_cells(path, {**cells, **gammas}, seeds)
+    found = common.bounds(results)
+    arms = {arm: {round(BATCH * ratio): found[arm, ratio] for ratio in ratios} for arm in ARMS}
+    limit = 1.02 * found["rule", 1][0]  # hardly worse than where it was tuned
+    return {"tokens": tokens, "seeds": len(seeds), "base": BATCH,
+            "tuned": {**full.rule, "rates": full.rates}, "tuning": tried[tokens],
+            "tuned_at_a_quarter": tuned[tokens // 4].rule, "arms": arms,
+            "gamma": {gamma: found[gamma] for gamma in gammas},
+            "s_crit": min(round(tokens / BATCH / r) for r in ratios
+                          if found["rule", r][0] <= limit)}
 
 
 def draw(result):
-    figure, (left, right) = common.figure(2)
-    for arm, points in result["arms"].items():
-        points = [p for p in points if np.isfinite(p["bound"])]
-        left.errorbar([p["rows"] for p in points], [p["bound"] for p in points], [p["stderr"] for p in points], marker="o",
-                      ms=3, lw=1, label=arm)
-    crit = result["tokens"] / (result["length"] * result["s_crit"])
-    left.axvline(crit, color="grey", ls=":", label=f"B_crit = {crit:.0f} rows (S_crit = {result['s_crit']} steps)")
-    best = min(p["bound"] - p["stderr"] for points in result["arms"].values() for p in points)
+    figure, (left, right) = common.panels(2)
+    for arm, cells in result["arms"].items():
+        common.curve(left, cells, arm)
+    crit = result["tokens"] / result["s_crit"]
+    left.axvline(crit, color="grey", ls=":",
+                 label=f"{crit:.0f} tokens: S_crit = {result['s_crit']} steps")
+    least = min(cell[0] for cells in result["arms"].values() for cell in cells.values())
     left.set_xscale("log", base=2)
-    left.set(xlabel="rows a step", ylabel="bound, nats a token", ylim=(0.97 * best, 1.9 * best),
-             title=f"{result['tokens'] / 1e6:.2g}M tokens, tuned at {result['base_rows']} rows")
+    left.set(xlabel="tokens a step", ylabel="bound, nats a token", ylim=(0.97 * least, 1.9 * least),
+             title=f"{result['tokens'] / 1e6:.2g}M tokens, tuned at {result['base']} a step")
     left.legend(fontsize=7)
-    right.errorbar([p["gamma"] for p in result["gamma"]], [p["bound"] for p in result["gamma"]],
-                   [p["stderr"] for p in result["gamma"]], marker="o", ms=4, lw=1)
-    right.set(xlabel="gamma", ylabel="bound, nats a token", title="tuned at a quarter of the tokens, base batch")
+    common.curve(right, result["gamma"])
+    right.set(xlabel="gamma", title="tuned at a quarter of the tokens, base batch")
     return figure
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="three batch sizes, one seed, few tokens; writes to a temporary folder")
-    quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *((8_000, (0,), (1 / 2, 1, 4), 1) if quick else ()))
-    for name in ("tuned", "tuned_at_a_quarter"):
-        print(name + ":", {k: float(f"{v:.3g}") for k, v in result[name].items() if k in FIELDS}, result[name].get("rates"))
-    for arm, points in result["arms"].items():
-        print(f"{arm:17}", "  ".join(f"{p['rows']:4d} rows {p['bound']:.4f} ± {p['stderr']:.4f}" for p in points))
-    print(f"S_crit {result['s_crit']} steps: under the rule no more than 2% above the tuned batch")
-    for p in result["gamma"]:
-        print(f"tuned at a quarter of the tokens, gamma {p['gamma']:.2f}: {p['bound']:.4f} ± {p['stderr']:.4f}")
-    if not quick:
-        common.finish("batch_size", result, draw(result))
-
-
 if __name__ == "__main__":
-    main()
+    common.main("batch_size", __doc__, study, draw, QUICK)

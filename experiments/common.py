@@ -1,345 +1,523 @@
-"""What the studies share: a small set-up, runs that are kept and resumed one by one, and bounds with standard errors.
+"""What the studies share: trials that are kept, held-out nats, judged samples, errors, figures.
 
-The set-up: the toy world's passages (`toyworld.passages`, 30,000 of them, a byte-pair vocabulary trained on them, rows of
-96 tokens), or all three modalities as train.py makes them (`trimodal`), and a small network. A run is a pure function of its
-configuration, so a result that is in the JSON file already is not computed again (delete the file after a change of the
-code). Figures are those of the last weights, not of their average: the studies compare optimizers, and an average would
-hide what they do.
+A trial is one training of the project's network by train.py's own step. Its result is a pure
+function of its configuration, so what stands in results/NAME-runs.json is not computed again. That
+file starts anew when the layout or the defaults of train.py have changed. Figures are those of the
+last weights, not of their average: studies compare optimizers, and an average hides what they do.
 """
-import contextlib
+import argparse
+import dataclasses
 import functools
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small are fastest on one core each, several runs at a time
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: one core each, several at a time
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import data  # noqa: E402
-import diffusion  # noqa: E402
-import flags  # noqa: E402
-import model as models  # noqa: E402
-import prepare  # noqa: E402
-import safe  # noqa: E402
-import sample  # noqa: E402
-import score  # noqa: E402
-import train  # noqa: E402
+import data
+import diffusion
+import files
+import model as models
+import sample
+import train
+from sources import digest
+from tools import score
 
-LENGTH = 96  # tokens a row
-CACHE = HERE / "cache"  # of `trimodal`
-COMPILE_FROM = 500_000  # tokens of a run from which on the compiler's ten seconds are won back
+RESULTS = HERE / "results"
+CACHE = HERE / "cache"  # tokenizers and documents, made once
+CPU = torch.device("cpu")
+KINDS = list(data.KINDS)
+RULE = ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")
 
+# ------------------------------------------------------------------------------------------------
+# Trials.
 
-@functools.lru_cache(maxsize=1)
-def world(count=30_000, held=256):
-    """The toy world's passages: stream, training rows and held-out rows by kind, tokenizers, folder. A few seconds."""
-    import toyworld
-    from tokenizers import text
-    texts = toyworld.passages(count, 0)
-    tokenizer = text.train(texts, vocab_size=512)
-    stream = data.Stream({"text": (1, tokenizer.size)}, {"text": [LENGTH]})
-    rows = stream.pack("text", tokenizer.encode(texts))
-    order, scratch = data.rng(0, 17).permutation(len(rows)), tempfile.TemporaryDirectory()
-    safe.write_arrays(Path(scratch.name) / "validation.npz", text=rows[order[:held]])
-    return SimpleNamespace(stream=stream, rows={"text": rows[order[held:]]}, held={"text": rows[order[:held]]},
-                           tokenizers={"text": tokenizer}, folder=Path(scratch.name), scratch=scratch)
-
-
-@functools.lru_cache(maxsize=1)
-def trimodal(steps=2_500, items=10_000):
-    """The toy world in three modalities, by train.py's own steps; the tokenizers, trained for `steps` each, and the rows stay in
-    experiments/cache (three minutes the first time)."""
-    args = flags.parser().parse_args(["--image-steps", str(steps), "--speech-steps", str(steps), "--pictures", str(items),
-                                      "--passages", str(items), "--utterances", str(3 * items // 10)])
-    scripts = [(HERE.parent / name).read_bytes() for name in (
-        "toyworld.py", "toyspeech.py", "readers.py", "prepare.py", "data.py", *(f"tokenizers/{n}.py" for n in ("text", "image", "audio", "fsq")))]
-    return prepared(args, CACHE / data.digest(steps, items, *scripts))
+# Where the studies start: a small network on the toy world's passages under the default run's
+# optimizer. Both members of a pair are masked at one rate, and every token counts alike.
+SMALL = dict(shape={"width": 64, "depth": 2}, mix={"text": 1.0}, batch_tokens=1536,
+             modes={"joint": 1.0}, time_power={}, weighting={}, loss_weights={},
+             dtype="float32", compile="off")
+TEXTS = {}                               # the world of passages
+PAIRS = dict(kinds=KINDS, items=10_000)  # the world of all three kinds
+FEW_TEXTS = dict(items=300)              # and those of quick forms
+FEW_PAIRS = dict(kinds=KINDS, items=100, image_steps=3, speech_steps=3)
 
 
-@functools.lru_cache(maxsize=1)
-def own_text(path):
-    """One's own text, by train.py's own steps (the last tenth is held out)."""
-    args = flags.parser().parse_args(["--text", path, "--text-length", str(LENGTH), "--vocab-size", "1024"])
-    return prepared(args, CACHE / data.digest("text", data.made_by(), args.vocab_size, *(p.read_bytes() for p in sorted(Path(path).rglob("*.txt")) or [Path(path)])))
+@dataclass(frozen=True)
+class Trial:
+    """One training: settings of train.py, and what studies vary besides."""
+    config: train.Config
+    tokens: float = 1_500_000                    # of all documents, in all views
+    kinds: list = field(default_factory=lambda: ["text"])  # documents made; config.mix: trained on
+    rule: dict = field(default_factory=dict)     # of RULE: what replaces the batch rule's settings
+    rates: dict = field(default_factory=dict)    # factors on rates, by row of Complete(d)P's table
+    unique: int = 0                              # documents of each kind, again and again; 0: all
+    looks: int = 0                               # points of a curve of held-out nats
+    measure: dict = field(default_factory=dict)  # what to measure besides the bound: MEASURES
+
+    def key(self):
+        defaults = vars(train.Config())
+        settings = {k: v for k, v in vars(self.config).items() if v != defaults[k]}
+        return json.dumps({**vars(self), "config": settings}, sort_keys=True)
 
 
-def prepared(args, folder):
-    """The world that flags of train.py describe, made in folder or read from there."""
-    stream, rows, held = prepare.prepare(prepare.gather(args), args, folder, torch.device("cpu"), prepare.Clock(time.time()))
-    if not (folder / "validation.npz").exists():
-        safe.write_arrays(folder / "validation.npz", **held)
-    tokenizers = {m: data.tokenizer_module(m).load(folder / data.MODALITIES[m].file) for m in stream.codes}
-    return SimpleNamespace(stream=stream, rows=rows, held=held, tokenizers=tokenizers, folder=folder)
+def changed(trial, **changes):
+    """A trial with other values of its own fields or of its config's."""
+    own = {k: v for k, v in changes.items() if k in vars(trial)}
+    rest = {k: v for k, v in changes.items() if k not in own}
+    return dataclasses.replace(trial, config=dataclasses.replace(trial.config, **rest), **own)
 
 
-def world_of(c):
-    return trimodal(*c["trimodal"]) if "trimodal" in c else own_text(c["text"]) if "text" in c else world()
+def trial(factor=1.0, **changes):
+    """SMALL with changes. factor: on both learning rates."""
+    made = changed(Trial(train.Config(**SMALL)), **changes)
+    config = made.config
+    return changed(made, lr=factor * config.lr, muon_lr=factor * config.muon_lr)
 
 
-def run_of(net, w):
-    """What sample.py and score.py ask of a run."""
-    return sample.Run(w.folder, {"args": dict.fromkeys(("text", "images", "speech"))}, w.stream, w.tokenizers, net.eval(), torch.device("cpu"))
+OF_THE_WORLD = ("text", "items", "text_length", "vocab_size", "image_steps", "speech_steps")
 
 
-def held_out_nats(net, stream, rows, rounds=4, kind="text"):
-    """Nats a token on rows (N, L) of a kind and its standard error: the bound, with the same masks for every network, or of a causal
-    network -log p itself, over the same tokens."""
-    d = stream.describe(kind, rows.astype(np.int64))
-    ids, place, low, high = (torch.from_numpy(np.array(a)) for a in (d.ids, d.place, d.low, d.high))
-    doc = None if d.doc is None else torch.from_numpy(d.doc)
-    noisy = torch.from_numpy(d.member >= 0)
-    with torch.no_grad():
-        if net.config.causal:
-            logits = net(ids, place, doc, select=torch.nn.functional.pad(noisy[:, 1:], (0, 1)))
-            nll = diffusion.token_nll(logits, ids[noisy], low[noisy], high[noisy])
-            nats = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(noisy, nll.double()).sum(1)
-        else:
-            nats = diffusion.bound(lambda x, where: net(x, place, doc, select=where), ids, noisy, low, high, data.MASK,
-                                   data.rng(0, 23), rounds=rounds)
-    tokens = noisy.sum(1).double()
-    return tuple(map(float, score.ratio(nats.numpy(), tokens.numpy())))
+def world(of):
+    """Folder, stream, documents and tokenizers of a trial; made once, then read from CACHE."""
+    settings = {name: getattr(of.config, name) for name in OF_THE_WORLD}
+    config = train.Config(mix=dict.fromkeys(of.kinds, 1.0), **settings)
+    code = [path.read_bytes() for name in ("sources", "tokenizers")
+            for path in sorted((HERE.parent / name).glob("*.py"))]
+    folder = CACHE / digest(settings, of.kinds, data.LAYOUT_VERSION, *code)
+    if not (folder / "documents.npz").exists():
+        train.start_run(folder, config)
+    stream, documents = train.prepared(config, folder, CPU, train.Clock(time.time()))
+    names = files.read_json(folder / "config.json")["tokenizers"]
+    return folder, stream, documents, data.load_tokenizers(folder, names)
 
 
-def compiled(net, batch):
-    """The trunk compiled for batches of this shape; as it is where there is no compiler."""
-    torch._dynamo.reset()                            # every run of a worker has a network and a shape of its own
-    trunk = torch.compile(net.trunk, dynamic=False)
-    try:
-        trunk((batch["x"], batch["place"], batch["doc"])).sum().backward()
-    except Exception:  # whatever a missing or broken compiler raises, the eager trunk does the same
-        trunk = net.trunk
-    net.zero_grad(set_to_none=True)
-    return trunk
-
-
-def schedule_of(name):
-    """A schedule by name, or by its points [t, alpha]."""
-    return diffusion.schedule(name) if isinstance(name, str) else diffusion.from_points(*name)
-
-
-def trained(c):
-    """Train one configuration -> (network, flags of `train.noised`, steps, curve); network None if the loss was not finite.
-
-    c: width, depth, head_dim, base_width, base_depth; batch in rows; tokens; seed; the settings of the optimizer as they are
-    used (lr, beta1, beta2, eps, weight_decay; for muon muon_lr, momentum): whatever rule made them was applied before. And, if there: "rates", factors
-    {row of the Complete(d)P table: x} on top of model.MULTIPLIERS' learning rates; "clip", largest gradient norm (1);
-    "schedule"; "complement": every row under a mask and its complement, half as many rows; "causal": the autoregressive
-    twin; "unique": train on the first so many rows only; "every": a curve of [step, held-out nats] at so many steps;
-    "optimizer" (adamw); "dtype" of matrix products (float32); "text", a file or folder of one's own instead of the passages. For all
-    three modalities "trimodal" (arguments of that function) and "mix" (share of tokens by kind), and if there "modes" (joint),
-    "weighting", "time_power" and "loss_weights" as train.py has them (every token alike).
-    """
+def start(of):
+    """What a trial trains, and the run that sample.py and score.py ask."""
     torch.set_num_threads(1)
-    w = world_of(c)
-    shape = {k: c[k] for k in ("width", "depth", "head_dim", "base_width", "base_depth")}
-    config = models.ModelConfig(w.stream.vocab, w.stream.places, **shape, causal=c.get("causal", False))
-    complement = c.get("complement", False)
-    per_step = data.rows_per_step(w.stream, c["mix"], c["batch"] * LENGTH, list(c["mix"])) if "mix" in c else {"text": c["batch"]}
-    batches = data.Batches(w.stream, {k: w.rows[k][:c.get("unique")] for k in per_step}, per_step, c["seed"], views=1 + complement)
-    total = sum(n * sum(w.stream.slots[k]) for k, n in per_step.items())
-    alike = {f"{k}/{m}": n * slot / total for k, n in per_step.items() for m, slot in zip(data.KINDS[k], w.stream.slots[k])}
-    weights = c.get("loss_weights", alike)
-    args = SimpleNamespace(seed=c["seed"], modes=c.get("modes", {"joint": 1.0}), time_power=c.get("time_power", {}), complement=complement,
-                           weighting={k: c.get("weighting", "bound") for k in per_step})
-    net, sched = models.Transformer(config, seed=c["seed"]), schedule_of(c.get("schedule", "linear"))
-    dtype = getattr(torch, c.get("dtype", "float32"))
-    autocast = lambda: models.autocast(torch.device("cpu"), dtype)
-    make = lambda step: train.next_tokens(batches, step) if config.causal else train.noised(batches, step, args, sched)
-    optimizers = models.optimizers(net, c, c.get("optimizer", "adamw"), dtype)
-    groups = [g for o in optimizers for g in o.param_groups]
-    base = [g["lr"] * c.get("rates", {}).get(g["name"], 1.0) for g in groups]
-    trunk, parameters, curve = net.trunk, list(net.parameters()), []
-    if c["tokens"] >= COMPILE_FROM and list(per_step) == ["text"]:
-        with autocast():
-            trunk = compiled(net, make(0)["text"])
-    steps, kind = max(1, round(c["tokens"] / (c["batch"] * LENGTH))), c.get("held", "text")
+    folder, stream, documents, tokenizers = world(of)
+    config = dataclasses.replace(of.config)
+    learnt = {kind: documents[kind][0] for kind in config.mix}
+    if of.unique:
+        learnt = {k: data.Documents.of(d.first(of.unique), stream) for k, d in learnt.items()}
+    training = train.Training(config, stream, learnt, CPU)
+    if not config.loss_weights:
+        counts = tokens_of(stream, training.batches(0)).double()
+        config.loss_weights = dict(zip(train.TERMS, (counts / counts.sum()).tolist()))
+    settings = {"config": vars(config)}
+    run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
+    return training, run
+
+
+def tokens_of(stream, ids):
+    """Tokens of each member in rows ids (B, L): (S,)."""
+    member = stream.describe(ids).member
+    return torch.bincount(member[member >= 0], minlength=len(data.MEMBERS))
+
+
+def learn(of, training, run):
+    """Train -> tokens of each member (S,), and the curve, rows [tokens, epochs, held-out nats,
+    error]. DataError if the loss is not finite."""
+    config = training.config
+    batches = training.batches
+    steps = max(1, round(of.tokens / training.tokens))
+    rule = train.batch_rule(training.tokens, of.tokens, config)
+    optimizers = training.optimizers({**rule, **of.rule})
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+        group["lr"] *= of.rates.get(group["name"], 1.0)
+    kind = next(iter(batches.counts))
+    epochs = batches.counts[kind] / len(batches.documents[kind])  # a step
+    looks = np.geomspace(max(1, steps / 300), steps, of.looks).round()
+    warmup = train.warmup_steps(steps) / steps
+    curve = []
+    seen = 0
     for step in range(steps):
-        train.backward(net, trunk, make(step), weights, autocast)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, c.get("clip", 1.0))
-        if not np.isfinite(float(norm)):
-            return None, args, steps, curve
-        for group, lr in zip(groups, base):
-            group["lr"] = lr * train.lr_factor(step, steps, train.warmup_steps(steps))
-        for optimizer in optimizers:
-            optimizer.step()
-        net.zero_grad(set_to_none=True)
-        if c.get("every") and (step + 1) % c["every"] == 0:
-            curve.append([step + 1, held_out_nats(net, w.stream, w.held[kind], rounds=1, kind=kind)[0]])
-    return net, args, steps, curve
+        ids = batches(step)
+        seen = seen + tokens_of(run.stream, ids) * (1 + config.complement)
+        if training.net.config.causal:
+            batch = data.next_tokens(run.stream, ids)
+        else:
+            batch = data.noised(run.stream, ids, config, step)
+        train.set_rates(optimizers, train.lr_factor((step + 0.5) / steps, warmup))
+        train.train_step(training.net, optimizers, batch, config, training.autocast)
+        if step + 1 in looks:
+            nats = held_out(run, kind, rounds=1)
+            curve.append([int(seen.sum()), (step + 1) * epochs, *nats])
+    return seen, curve
 
 
-def fit(c):
-    """Train one configuration (see `trained`) and return {"bound", "stderr", "steps"}; bound None if the loss was not finite.
+def fit(of):
+    """Train a trial -> {"tokens": {kind: trained on}, "curve", "bounds": {kind: [nats a token,
+    error]}, and what it measures}; bounds alone, None, if the loss was not finite."""
+    training, run = start(of)
+    try:
+        seen, curve = learn(of, training, run)
+    except files.DataError:
+        return {"bounds": None}
+    kinds = list(training.batches.counts)
+    tokens = dict.fromkeys(kinds, 0)
+    for (kind, _), count in zip(data.MEMBERS, seen.tolist()):
+        if kind in tokens:
+            tokens[kind] += count
+    result = {"tokens": tokens, "curve": curve}
+    result["bounds"] = {kind: held_out(run, kind) for kind in kinds}
+    for name, options in of.measure.items():
+        result[name] = MEASURES[name](training, run, options)
+    return result
 
-    And, if c has them: "curve", "samples" by the "samplers" (settings of `judged`), and "noise" (gradient variance and its
-    error) under the "views" (dicts of "schedule" and "complement"). Of three modalities no one bound but "bounds": nats a token
-    and standard error by kind and direction, as `score.bounds` names them; or, with "held", the one of that kind's rows.
+
+# ------------------------------------------------------------------------------------------------
+# What is measured of a trained network.
+
+
+@torch.inference_mode()
+def held_out(run, kind, members=(), rounds=4):
+    """Nats a token on held-out documents and the standard error: the bound, with the same masks
+    for every network; of a causal network -log p itself.
+
+    The bound of a text is given its extent, since a token sees its own document only. A causal
+    network has to predict where a text ends. So the extent's -log p is added to the bound.
     """
-    net, args, steps, curve = trained(c)
-    bound, stderr, more, w = None, None, {"curve": curve}, world_of(c)
-    if net and "trimodal" in c and "held" not in c:
-        more["bounds"] = {k: [b["nats_per_token"], b["stderr"]] for k, b in score.bounds(run_of(net, w)).items()}
-    elif net:
-        kind = c.get("held", "text")
-        bound, stderr = held_out_nats(net, w.stream, w.held[kind], kind=kind)
-    if net:
-        more["samples"] = [judged(net, w, **gridded(s)) for s in c.get("samplers", ())]
-        more["noise"] = [gradient_noise(net, c, args, **view) for view in c.get("views", ())]
-    return {"bound": bound, "stderr": stderr, "steps": steps, **{k: v for k, v in more.items() if v}}
+    rows = run.rows(data.stacked(run.documents[kind][1].first(512)))
+    noised = sample.members_mask(rows, kind, members or data.KINDS[kind])
+    tokens = noised.sum(1).numpy()
+    if run.net.config.causal:
+        before = F.pad(noised[:, 1:], (0, 1))                             # (B, L)
+        nll = diffusion.token_nll(run.ask(rows.ids, before), rows.ids[noised], rows.low[noised],
+                                  rows.high[noised])                      # (M,)
+        nats = torch.zeros(len(tokens)).index_add(0, noised.nonzero()[:, 0], nll).numpy()
+    else:
+        nats = diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, data.MASK,
+                               data.rng(0, 23), rounds).numpy()
+        if kind == "text":
+            nats = nats + score.extent_nats(run, tokens)
+    return score.ratio(nats, tokens)
 
 
-def gridded(settings):
-    """Settings of a sampler whose "grid" names a schedule: its mask rates at even times instead."""
-    if "grid" not in settings:
-        return settings
-    rates = schedule_of(settings["grid"]).mask_rate(np.linspace(1, 0, settings["steps"] + 1))
-    return {**settings, "grid": [1.0, *map(float, rates[1:-1]), 0.0]}
+def directions(training, run, kind):
+    """{"image given text": [nats a token, error], ...}: members of pairs given the other."""
+    return {name: held_out(run, kind, members)
+            for name, members in score.directions(kind).items() if name != "joint"}
 
 
-def judged(net, w, n=200, task="text", split="", **settings):
-    """n fresh samples of a task -> {"nfe", and for every cell of the task (score.py's `toy_cells`; of one split) shares right by attribute}."""
-    out, calls, run = {}, [], run_of(net, w)
-    cells = {name: cell for name, cell in score.toy_cells(n, score.SEED)[task].items() if name.startswith(split)}
-    for name, (prompts, judge) in cells.items():
-        made = sample.generate(run, task, prompts, **settings)
-        out[name] = {k: score.mean_and_error(v) for k, v in judge(made.outputs).items()}
-        calls.append(made.nfe)
-    return {"nfe": float(np.mean(calls)), **out}
+def judged(training, run, wanted):
+    """wanted: {name: [n, task, settings of the sampler]} -> {name: {cell: {attribute: [share right,
+    error, n]}}}, of the cells that were seen in training."""
+    results = {}
+    for name, (n, task, settings) in wanted.items():
+        cells = score.toy_cells(run, n, score.SEED)[task]
+        seen = {cell: value for cell, value in cells.items() if not cell.startswith("unseen")}
+        found = score.score_task(run, task, seen, score.SEED, settings)["cells"]
+        results[name] = {cell: attributes(marks) for cell, marks in found.items()}
+    return results
 
 
-def gradient_noise(net, c, args, schedule="linear", complement=False, n=96):
-    """Variance tr cov(g) of a step's gradient at fixed weights, over n steps, and its standard error (eight parts)."""
-    w = world()
-    batches = data.Batches(w.stream, w.rows, {"text": c["batch"]}, 1, views=1 + complement)
-    args, sched, grads = SimpleNamespace(**{**vars(args), "complement": complement}), schedule_of(schedule), []
-    for step in range(n):
-        net.zero_grad(set_to_none=True)
-        train.backward(net, net.trunk, train.noised(batches, step, args, sched), {"text/text": 1.0}, contextlib.nullcontext)
-        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-    g = torch.stack(grads)                                                                           # (n, P)
-    parts = (((g - g.mean(0)) ** 2).sum(1) * n / (n - 1)).view(8, -1).mean(1)                        # (8,)
-    return float(parts.mean()), float(parts.std() / 8 ** 0.5)
+def attributes(marks):
+    """A cell of score.py -> {attribute: [share right, error, n]}."""
+    return {what: [marks[what], marks[f"{what}_stderr"], marks["n"]]
+            for what in marks if f"{what}_stderr" in marks}
 
 
-def base(factor=1.0, **changes):
-    """A small network under the default run's optimizer, settings carried to its shape by Complete(d)P, to its tokens and its batch by the
-    batch rule (both learning rates times factor): where all studies start but those of Complete(d)P, which train with AdamW alone."""
-    toy = models.PRESETS["toy"]
-    c = {"width": 64, "depth": 2, "head_dim": 32, "base_width": toy["width"], "base_depth": toy["depth"], "batch": 16, "tokens": 1_500_000,
-         "seed": 0, "optimizer": "muon", **changes}
-    rule = train.batch_rule(c["batch"] * LENGTH, c["tokens"])
-    rule = {k: rule[k] * (factor if k in ("lr", "muon_lr") else 1) for k in ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")}
-    return {**rule, **c}
+def gradient_noise(training, run, views):
+    """views: {name: [schedule, complement, steps]} -> {name: [variance tr cov(g) of a step's
+    gradient at the trained weights, over that of the first view; 0]}."""
+    variances = {}
+    parameters = list(run.net.parameters())
+    for name, (schedule, complement, steps) in views.items():
+        config = dataclasses.replace(training.config, schedule=schedule, complement=complement,
+                                     seed=1)
+        other = train.Training(config, run.stream, training.batches.documents, CPU)
+        weights = config.loss_weight_of_members()
+        gradients = []
+        for step in range(steps):
+            loss = (weights * diffusion.loss_terms(run.net, other.batch(step))).sum()
+            grads = torch.autograd.grad(loss, parameters)
+            gradients.append(torch.cat([g.flatten() for g in grads]))
+        variances[name] = float(torch.stack(gradients).var(0).sum())
+    first = next(iter(variances.values()))
+    return {name: [variance / first, 0.0] for name, variance in variances.items()}
 
 
-def results_folder(quick=False):
-    """Where a study keeps its runs: experiments/results, or a new temporary folder."""
-    return Path(tempfile.mkdtemp()) if quick else HERE / "results"
+MEASURES = {"directions": directions, "samples": judged, "noise": gradient_noise}
+
+# ------------------------------------------------------------------------------------------------
+# Many trials.
 
 
 @functools.lru_cache(maxsize=1)
-def pool(workers):
-    """Worker processes, kept: each makes the data once."""
+def pool():
+    """Worker processes, kept."""
     import multiprocessing
-    return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 
-def run_all(path, configs, workers=None, job=fit):
-    """Results of `job` on all configurations, in order: read from the JSON file `path`, or computed now and added to it."""
-    path.parent.mkdir(exist_ok=True)
-    done, key = safe.read_json(path, {}), lambda c: json.dumps(c, sort_keys=True)  # {settings: {"result", "seconds"}}
-    missing = {key(c): c for c in configs if key(c) not in done}
-    if missing:
-        from tqdm import tqdm
-        # the longest first, so that no core waits at the end
-        order = sorted(missing.items(), key=lambda i: -i[1]["tokens"] / i[1]["batch"])
-        jobs = {pool(workers).submit(timed, job, c): k for k, c in order}
-        for future in tqdm(as_completed(jobs), total=len(jobs), desc=path.stem):
-            done[jobs[future]] = future.result()
-            safe.write_json(path, done)
-    return [done[key(c)]["result"] for c in configs]
+def timed(of):
+    began = time.perf_counter()
+    return {"result": fit(of), "seconds": round(time.perf_counter() - began, 1)}
 
 
-def timed(job, c):
-    start = time.perf_counter()
-    return {"result": job(c), "seconds": round(time.perf_counter() - start, 1)}
+def run_all(path, trials):
+    """Results of trials, in order: read from the JSON file path, or computed and added to it."""
+    form = digest(data.LAYOUT_VERSION, vars(train.Config()), train.BASE, models.MULTIPLIERS)
+    kept = files.read_json(path, {})
+    if kept.get("form") != form:
+        kept = {"form": form, "runs": {}}
+    done = kept["runs"]
+    missing = {t.key(): t for t in trials if t.key() not in done}
+    # the longest first, so that no core waits at the end
+    order = sorted(missing, key=lambda key: -missing[key].tokens)
+    if path.parent == RESULTS:
+        for t in missing.values():
+            world(t)  # made here, read by the workers
+        jobs = {pool().submit(timed, missing[key]): key for key in order}
+        results = ((jobs[job], job.result()) for job in as_completed(jobs))
+    else:  # quick forms are sooner done than a process has started
+        results = ((key, timed(missing[key])) for key in order)
+    for number, (key, result) in enumerate(results, 1):
+        done[key] = result
+        files.write_json(path, kept)
+        print(f"{path.stem}: {number} of {len(order)}, {result['seconds']:.0f} s", file=sys.stderr)
+    return [done[t.key()]["result"] for t in trials]
 
 
-def least(results):
-    """Index of the run with the least bound; a diverged one is never it."""
-    return min(range(len(results)), key=lambda i: math.inf if results[i]["bound"] is None else results[i]["bound"])
+def run_cells(path, cells, seeds):
+    """{name: trial} -> {name: [the result of each seed]}."""
+    trials = [changed(t, seed=seed) for t in cells.values() for seed in seeds]
+    results = run_all(path, trials)
+    size = len(seeds)
+    return {name: results[i * size:(i + 1) * size] for i, name in enumerate(cells)}
 
 
-def tune(path, c, grid, workers=None):
-    """Coordinate descent: for each list of `grid` (of dicts of settings) the best of them goes into c. Returns c, what was tried."""
+def tune(path, of, grid):
+    """Coordinate descent. grid: lists of settings (of RULE, or fields of a trial). The best of a
+    list goes into the trial. Returns the trial, and what was tried."""
     tried = []
-    for settings in grid:
-        results = run_all(path, [{**c, **s} for s in settings], workers)
-        best = least(results)
-        tried += [dict(settings=s, bound=r["bound"], kept=i == best) for i, (s, r) in enumerate(zip(settings, results))]
-        c = {**c, **settings[best]}
-    return c, tried
+    for options in grid:
+        trials = []
+        for settings in options:
+            rule = {k: v for k, v in settings.items() if k in RULE}
+            rest = {k: v for k, v in settings.items() if k not in RULE}
+            trials.append(changed(of, rule={**of.rule, **rule}, **rest))
+        nats = [bound_of(r)[0] for r in run_all(path, trials)]
+        of = trials[int(np.argmin(nats))]
+        tried += [{"settings": s, "nats": n, "kept": n == min(nats)}
+                  for s, n in zip(options, nats)]
+    return of, tried
 
 
-def relative(noises):
-    """Variances of several seeds, [[(variance, error) a view] a seed], over the first view's -> [(mean, error) a view]."""
-    ratios = np.array([[v / seed[0][0] for v, _ in seed] for seed in noises])                        # (seeds, views)
-    inside = np.array([[v / seed[0][0] * ((e / v) ** 2 + (n > 0) * (seed[0][1] / seed[0][0]) ** 2) ** 0.5 * (n > 0)
-                        for n, (v, e) in enumerate(seed)] for seed in noises])
-    return [(float(m), float((e ** 2).mean() ** 0.5 / len(noises) ** 0.5)) for m, e in zip(ratios.mean(0), inside.T)]
+# ------------------------------------------------------------------------------------------------
+# Results. A cell is [mean, standard error], or [mean, error, n] of n samples.
 
 
-def spread(values):
-    """Mean and its standard error."""
-    return float(np.mean(values)), float(np.std(values, ddof=len(values) > 1) / len(values) ** 0.5)
+def bound_of(result, kind="text"):
+    return result["bounds"][kind] if result["bounds"] else [math.inf, 0.0]
 
 
-def bound_and_error(results):
-    """Mean bound over seeds and its standard error (of the seeds; of the evaluation if there is one seed); inf if any diverged."""
-    values = [r["bound"] for r in results]
-    if None in values:
-        return float("inf"), 0.0
-    if len(values) == 1:
-        return values[0], results[0]["stderr"]
-    return spread(values)
+def with_errors(cells):
+    """{name: the cells of its seeds} -> {name: one cell}.
+
+    Two or three seeds tell little of their spread, so it is pooled: by how much do seeds differ,
+    in units of their own errors, over all cells? The error is the larger of that, of the cell's
+    own spread, and of what n independent samples allow. Without n all values were measured on the
+    same held-out documents under the same masks. That part of the error is common to all cells. It
+    does not blur their differences and is left out, unless there is one seed.
+    """
+    values = {name: np.array([cell[0] for cell in of]) for name, of in cells.items()}
+    own = {name: np.mean([cell[1] ** 2 for cell in of]) ** 0.5 for name, of in cells.items()}
+    usable = [name for name, v in values.items()
+              if len(v) > 1 and own[name] and np.isfinite(v).all()]
+    pooled = 1.0
+    if usable:
+        pooled = np.mean([(values[n].std(ddof=1) / own[n]) ** 2 for n in usable]) ** 0.5
+    result = {}
+    for name, v in values.items():
+        independent = len(cells[name][0]) > 2
+        error = own[name] * (max(pooled, 1.0) if independent else pooled)
+        if len(v) > 1 and np.isfinite(v).all():
+            error = max(error, v.std(ddof=1))
+        result[name] = [float(v.mean()), float(error / len(v) ** 0.5)]
+        if independent:
+            result[name].append(sum(cell[2] for cell in cells[name]))
+    return result
 
 
-def figure(columns, **size):
+def bounds(results, kind="text"):
+    """{name: results of seeds} -> {name: cell}, nats a token."""
+    return with_errors({name: [bound_of(r, kind) for r in of] for name, of in results.items()})
+
+
+def nested(cells):
+    """{(a, b): cell} -> {a: {b: cell}}"""
+    result = {}
+    for (a, b), cell in cells.items():
+        result.setdefault(a, {})[b] = cell
+    return result
+
+
+def lowest(cells):
+    """Where the least of {x: cell} is, and the cell."""
+    at = min(cells, key=lambda x: cells[x][0])
+    return {"at": at, "value": cells[at]}
+
+
+def collect(results, picks):
+    """{arm: results of its seeds}, {what: function of a result -> cell} -> {arm: {what: cell}}."""
+    arms = {arm: {} for arm in results}
+    for what, pick in picks.items():
+        cells = {arm: [pick(r) for r in of] for arm, of in results.items()}
+        for arm, cell in with_errors(cells).items():
+            arms[arm][what] = cell
+    return arms
+
+
+def share(sampler, what, cell="passages"):
+    """What `collect` picks of judged samples."""
+    return lambda result: result["samples"][sampler][cell][what]
+
+
+def add_noise(arms, results):
+    """Into {arm: {what: cell}}: gradient variances of the views that are called like the arms."""
+    cells = {arm: [r["noise"][arm] for r in results] for arm in arms}
+    for arm, cell in with_errors(cells).items():
+        arms[arm]["gradient variance"] = cell
+
+
+def told(value, error, n=0):
+    """A cell as text. All or none of n samples is told as such: "50 of 50"."""
+    if n and value in (0, 1):
+        return f"{value * n:.0f} of {n}"
+    if n:
+        return f"{100 * value:.0f} ± {max(1, 100 * error):.0f}%"
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def is_cell(value):
+    return (isinstance(value, list) and len(value) in (2, 3)
+            and all(isinstance(v, float) for v in value[:2]))
+
+
+def show(result, name=""):
+    """Print a result: a line for each dict that holds cells or plain values."""
+    parts = []
+    for key, value in result.items():
+        if is_cell(value):
+            parts.append(f"{key} {told(*value)}")
+        elif isinstance(value, (str, int, float)):
+            parts.append(f"{key} {value}")
+    if parts:
+        print(f"{name}: " + ", ".join(parts))
+    for key, value in result.items():
+        if isinstance(value, dict):
+            show(value, f"{name}, {key}" if name else str(key))
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures.
+
+
+def panels(count, **size):
+    """A figure and its panels in a row."""
     import matplotlib
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    return plt.subplots(1, columns, **{"figsize": (4.6 * columns, 3.8), **size})
+    from matplotlib import pyplot
+    size = {"figsize": (4.6 * count, 3.8), **size}
+    figure, axes = pyplot.subplots(1, count, squeeze=False, **size)
+    return figure, axes[0]
+
+
+def curve(panel, cells, label=None, **how):
+    """{x: cell} as points with error bars, joined; diverged ones are left out."""
+    points = [(float(x), *cell[:2]) for x, cell in cells.items() if math.isfinite(cell[0])]
+    return panel.errorbar(*zip(*points), label=label, **{"marker": "o", "ms": 3, "lw": 1, **how})
+
+
+def draw_arms(result, measures=()):
+    """A panel for each measure, all by default: the arms' values with error bars."""
+    arms = result["arms"]
+    measures = measures or list(next(iter(arms.values())))
+    figure, axes = panels(len(measures), figsize=(3.2 * len(measures), 3.6))
+    for panel, what in zip(axes, measures):
+        values, errors = zip(*[cells[what][:2] for cells in arms.values()])
+        panel.errorbar(range(len(arms)), values, errors, fmt="o", capsize=4)
+        panel.set_xticks(range(len(arms)), list(arms), rotation=25, ha="right", fontsize=8)
+        panel.set_title(what, fontsize=9)
+    return figure
+
+
+def count_axis(panel):
+    """A logarithmic axis of counts: 200k, 500k, 1M."""
+    from matplotlib import ticker
+    panel.set_xscale("log")
+    panel.xaxis.set_minor_formatter("")
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line.
 
 
 def made_by(name, folder):
-    """What made a result: script, date, versions and, if it trains, how many runs (folder/NAME-runs.json) for how long."""
-    runs = safe.read_json(folder / f"{name}-runs.json", {}).values()
-    made = dict(script=f"experiments/{name}.py", date=time.strftime("%Y-%m-%d"), python=sys.version.split()[0], torch=torch.__version__,
-                numpy=np.__version__)
+    """What made a result: script, commit, date, versions, how many trials and minutes."""
+    git = subprocess.run(["git", "-C", str(HERE), "describe", "--always", "--dirty"],
+                         capture_output=True, text=True, check=False)
+    made = {"script": f"experiments/{name}.py", "commit": git.stdout.strip() or "unknown",
+            "date": time.strftime("%Y-%m-%d"), "python": sys.version.split()[0],
+            "torch": torch.__version__}
+    runs = files.read_json(folder / f"{name}-runs.json", {}).get("runs", {}).values()
     if runs:
-        made.update(runs=len(runs), core_seconds=sum(r["seconds"] for r in runs))
+        made["trials"] = len(runs)
+        made["core_minutes"] = round(sum(r["seconds"] for r in runs) / 60, 1)
     return made
 
 
-def finish(name, result, drawing=None):
-    """Write results/NAME.json and, if there is a drawing, results/NAME.png. NAME-runs.json, if any, holds every run's settings and seed."""
-    safe.write_json(HERE / "results" / f"{name}.json", {**made_by(name, HERE / "results"), **result})
-    if drawing:
-        from matplotlib import ticker
-        for panel in drawing.axes:
-            if panel.get_xscale() == "log":
-                panel.xaxis.set_minor_formatter("")                        # they overlap on short axes
-                if panel.get_xlim()[0] > 1:                                # counts: 200k, 500k, 1M
-                    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-                    panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-        drawing.tight_layout()
-        drawing.savefig(HERE / "results" / f"{name}.png", dpi=110)
+def picture(draw, result, path):
+    """Draw a result, where matplotlib is."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print("no figure: pip install matplotlib")
+        return
+    figure = draw(result)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(name, doc, study, draw=None, quick=None, flags=None, argv=None):
+    """The command line of a study: study(folder, **flags) -> result; draw(result) -> figure.
+
+    Writes results/NAME.json and .png. quick: arguments of its smallest form, which writes to a
+    temporary folder. flags: {name: (default, help)}. Returns the path of the JSON.
+    """
+    parser = files.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest form, in seconds")
+    parser.add_argument("--redraw", action="store_true", help="the figure anew from the JSON")
+    for flag, (default, text) in (flags or {}).items():
+        parser.add_argument("--" + flag, default=default, type=type(default), help=text)
+    options = vars(parser.parse_args(argv))
+    is_quick = options.pop("quick")
+    redraw = options.pop("redraw")
+    folder = Path(tempfile.mkdtemp()) if is_quick else RESULTS
+    path = folder / f"{name}.json"
+    if not redraw:
+        if is_quick:
+            options.update(quick or {})
+        result = study(folder, **options)
+        files.write_json(path, {"made": made_by(name, folder), **result})
+        show(result)
+    if draw:
+        picture(draw, files.read_json(path), path.with_suffix(".png"))
+    print(f"wrote {path}")
+    return path

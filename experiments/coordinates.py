@@ -1,97 +1,90 @@
-"""The coordinate check: does a step change a wide or deep network as much as a narrow or shallow one?
+"""The coordinate check: does a step change a wide or deep network as much as a small one?
 
-Question: after a few steps, how large are the activations and their changes, over an 8-fold range of widths and of depths?
-Under Complete(d)P (arXiv 2512.22382) they stay of one size; under the standard parameterisation (initial variance 1/fan-in,
-one learning rate for all, residual branches of weight 1) they grow. A parameter in a wrong group shows at once.
-Set-up: random tokens (fixed), four AdamW steps at a constant learning rate, root mean squares over all positions of the last
-hidden state before its norm, of the logits, and of the changes of both since the start; three seeds.
-Under a minute on two cores:  python experiments/coordinates.py     writes results/coordinates.json and .png
+Question: after a few steps, how large are the activations and their changes, over an 8-fold range
+of widths and of depths? Under Complete(d)P (arXiv 2512.22382) they stay of one size. Under the
+standard parameterisation (initial variance 1/fan-in, one learning rate for all, residual branches
+of weight 1) they grow. A parameter in a wrong group shows at once.
+Set-up: random tokens (fixed), four AdamW steps at a constant rate, root mean squares over all
+positions of the last hidden state before its norm, of the logits, and of the changes of both.
+
+    python experiments/coordinates.py
 """
-import argparse
-import math
-
 import numpy as np
 import torch
 
 import common
-from common import models
+from common import F, models
 
-WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16)
+WIDTHS = (64, 128, 256, 512)
+DEPTHS = (2, 4, 8, 16)
 NAMES = ("hidden", "logits", "hidden change", "logits change")
+QUICK = dict(widths=WIDTHS[:2], depths=DEPTHS[:2], seeds=(0,))
 
 
-def sizes(width, depth, rule, base=(64, 2), lr=2e-3, steps=4, seed=0):
-    """{name of NAMES: root mean square} after some steps. rule: "Complete(d)P" or "standard"."""
-    base = base if rule == "Complete(d)P" else (width, depth)
-    config = models.ModelConfig(vocab=128, places=33, width=width, depth=depth, head_dim=32, base_width=base[0],
-                                base_depth=base[1])
-    net = models.Transformer(config, seed=seed)
+def rms(x):
+    return float(x.double().square().mean().sqrt())
+
+
+def sizes(width, depth, rule, seed, steps=4, lr=2e-3):
+    """[root mean squares of NAMES] after some steps."""
+    base = (64, 2) if rule == "Complete(d)P" else (width, depth)
+    net = models.Transformer(models.ModelConfig(
+        vocab=128, places=33, width=width, depth=depth, head_dim=32, base_width=base[0],
+        base_depth=base[1]), seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, 128, (16, 32), generator=generator)
-    place = torch.arange(32).expand(16, -1) + 1
+    place = torch.arange(1, 33).expand(16, -1)
+    doc = torch.arange(16)[:, None].expand(-1, 32)
     hide = torch.rand(ids.shape, generator=generator) < 0.5
     x = ids.masked_fill(hide, 1)
-    optimizer = torch.optim.AdamW(models.param_groups(net, lr, 1e-8, 0.1), betas=(0.9, 0.98), fused=True)
+    everywhere = torch.ones_like(hide)
+    optimizer = torch.optim.AdamW(models.param_groups(net, lr, 1e-8, 0.1), betas=(0.9, 0.98))
 
+    @torch.no_grad()
     def look():
-        seen = {}
-        hook = net.blocks[-1].register_forward_hook(lambda module, inputs, out: seen.update(hidden=out))
-        with torch.no_grad():
-            seen["logits"] = net(x, place)
+        seen = []
+        hook = net.blocks[-1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+        logits = net(x, place, doc, everywhere)
         hook.remove()
-        return seen
-    rms = lambda v: float(v.double().square().mean().sqrt())
+        return [*seen, logits]
+
     before = look()
     for _ in range(steps):
-        loss = torch.nn.functional.cross_entropy(net(x, place, select=hide), ids[hide])
-        loss.backward()
+        F.cross_entropy(net(x, place, doc, hide), ids[hide]).backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     after = look()
-    return {**{k: rms(v) for k, v in after.items()}, **{f"{k} change": rms(after[k] - before[k]) for k in after}}
+    return [*map(rms, after), *(rms(b - a) for a, b in zip(before, after))]
 
 
-def slope(ratios, values):
-    """Exponent e of values ~ ratio^e, by least squares on logarithms."""
-    return float(np.polyfit(np.log(ratios), np.log(values), 1)[0])
-
-
-def study(widths=WIDTHS, depths=DEPTHS, seeds=(0, 1, 2)):
-    out = {}
-    for axis, shapes in {"width": [(w, depths[0]) for w in widths], "depth": [(widths[0], d) for d in depths]}.items():
-        for rule in ("Complete(d)P", "standard"):
-            table = [[sizes(*shape, rule, seed=s) for s in seeds] for shape in shapes]
-            means = {n: [math.exp(np.mean([math.log(r[n]) for r in cell])) for cell in table] for n in NAMES}
-            grid = widths if axis == "width" else depths
-            out.setdefault(axis, {})[rule] = dict(grid=list(grid), sizes=means,
-                                                  slopes={n: slope(grid, v) for n, v in means.items()})
-    return out
+def study(folder, widths=WIDTHS, depths=DEPTHS, seeds=(0, 1, 2)):
+    result = {}
+    axes = {"width": [(w, depths[0]) for w in widths], "depth": [(widths[0], d) for d in depths]}
+    for axis, shapes in axes.items():
+        grid = widths if axis == "width" else depths
+        for rule in ("standard", "Complete(d)P"):
+            logs = [np.log([sizes(*shape, rule, seed) for seed in seeds]) for shape in shapes]
+            means = np.mean(logs, 1)                                      # (shapes, NAMES)
+            slopes = np.polyfit(np.log(grid), means, 1)[0]
+            result[f"{axis}, {rule}"] = {
+                "grid": list(grid), "slopes": dict(zip(NAMES, slopes.tolist())),
+                "sizes": dict(zip(NAMES, np.exp(means).T.tolist()))}
+    return result
 
 
 def draw(result):
-    figure, panels = common.figure(4, figsize=(15, 3.6))
-    for panel, (axis, rule) in zip(panels, [(a, r) for a in result for r in ("standard", "Complete(d)P")]):
-        for name, values in result[axis][rule]["sizes"].items():
-            panel.plot(result[axis][rule]["grid"], values, marker="o", ms=3, lw=1,
-                       label=f"{name} (slope {result[axis][rule]['slopes'][name]:+.2f})")
-        panel.set(yscale="log", xlabel=axis, title=f"{axis}, {rule}", ylim=(0.1, 10))
+    tables = {name: r for name, r in result.items() if "sizes" in r}
+    figure, axes = common.panels(len(tables), figsize=(15, 3.6))
+    for panel, (name, r) in zip(axes, tables.items()):
+        for what, values in r["sizes"].items():
+            panel.plot(r["grid"], values, marker="o", ms=3, lw=1,
+                       label=f"{what} (slope {r['slopes'][what]:+.2f})")
+        panel.set(yscale="log", title=name, ylim=(0.1, 10))
         panel.set_xscale("log", base=2)
         panel.legend(fontsize=7)
-    panels[0].set_ylabel("root mean square after four steps")
+    axes[0].set_ylabel("root mean square after four steps")
     return figure
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="two sizes, one seed; writes nothing")
-    quick = args.parse_args().quick
-    result = study(WIDTHS[:2], DEPTHS[:2], (0,)) if quick else study()
-    for axis, rules in result.items():
-        for rule, r in rules.items():
-            print(f"{axis}, {rule}: slopes " + ", ".join(f"{n} {s:+.2f}" for n, s in r["slopes"].items()))
-    if not quick:
-        common.finish("coordinates", {"result": result}, draw(result))
-
-
 if __name__ == "__main__":
-    main()
+    common.main("coordinates", __doc__, study, draw, QUICK)

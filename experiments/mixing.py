@@ -1,117 +1,148 @@
 """How should the training tokens be shared among text, image-text and speech-text?
 
-Question: the bound of each kind as a function of its own tokens and of the others', over a grid of mixes; is a token of another kind
-worth anything (does one modality help or hurt another at equal own tokens); which mix makes a weighted sum of the three bounds least.
-The paper (arXiv 2602.21472) trains on a mix of its own choice; what each modality gains from the others is not given there.
-Set-up: experiments/common.py, `trimodal`; width 64, depth 2, steps of 1,536 tokens, joint masking, bound weighting, every token alike; ten
-mixes, two totals, two seeds. For each kind L = E + B / (own + c * others)^b: c is what a token of the others is worth in own ones.
-Intervals (10 to 90%): fits to runs drawn anew with replacement.
-On two cores at half speed about 7 minutes:  python experiments/mixing.py      writes results/mixing.json and .png
+Question: is a token of another kind worth anything? Does the additive mixture law (arXiv
+2507.09404, from the same group; whether the tri-modal paper uses it is not known to us) predict
+mixes that were left out of its fit, at more tokens and parameters? Which mix does it find best?
+The paper (arXiv 2602.21472) trains on a mix of its own choice, which is not known to us.
+Set-up: common.SMALL on all three kinds, steps of 6,144 tokens, so that whole documents give every
+kind its share within 3%. All counts are of tokens trained on. The law is fitted to 15 trials of
+one seed and tested on the four mixes of LEFT_OUT, in the same network and in a larger one. Beside
+it a simpler law, L = E + B / (own + c others)^b: c is what a token of the others is worth. It is
+fitted to all trials of the smaller network; intervals (10 to 90%): trials drawn anew.
+
+    python experiments/mixing.py
 """
-import argparse
 import itertools
 
 import numpy as np
 
 import common
-from common import data
+import laws
+from common import KINDS, data
+from scaling import parameters
 
-KINDS = list(data.KINDS)
-THIRD, SIXTH = 1 / 3, 1 / 6
-MIXES = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (.5, .5, 0), (.5, 0, .5), (0, .5, .5), (THIRD,) * 3,
-         (2 * THIRD, SIXTH, SIXTH), (SIXTH, 2 * THIRD, SIXTH), (SIXTH, SIXTH, 2 * THIRD)]
-BOUND = {"text": "text: text", "image-text": "image-text: joint", "speech-text": "speech-text: joint"}
-WORTH, POWERS = np.linspace(-0.3, 1.0, 27), np.linspace(0.1, 1.5, 15)
-
-
-def fit_law(own, others, bound):
-    """c, E, B, b of bound = E + B / (own + c * others)^b, least squares with E, B >= 0 by search over c and b; tokens in millions."""
-    best = (np.inf,)
-    for c, b in itertools.product(WORTH, POWERS):
-        tokens = own + c * others
-        if tokens.min() <= 0:
-            continue
-        X = np.stack((np.ones(len(own)), tokens ** -b), 1)
-        E, B = np.linalg.lstsq(X, bound, rcond=None)[0]
-        if E < 0:
-            E, B = 0.0, float(X[:, 1] @ bound / (X[:, 1] @ X[:, 1]))
-        error = float(((E + B * X[:, 1] - bound) ** 2).sum())
-        if B > 0 and error < best[0]:
-            best = (error, float(c), float(E), float(B), float(b))
-    return best[1:]
+MIXES = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 2, 1 / 2, 0), (1 / 2, 0, 1 / 2), (0, 1 / 2, 1 / 2),
+         (1 / 3, 1 / 3, 1 / 3), (2 / 3, 1 / 6, 1 / 6), (1 / 6, 2 / 3, 1 / 6), (1 / 6, 1 / 6, 2 / 3)]
+LEFT_OUT = [(0.5, 0.3, 0.2), (0.2, 0.5, 0.3), (0.3, 0.2, 0.5), (0.4, 0.4, 0.2)]
+SHAPES = [dict(width=64, depth=2), dict(width=128, depth=2)]
+TOTALS = (500_000, 1_000_000)
+WEIGHTS = {"every kind alike": (1, 1, 1), "text thrice": (3, 1, 1),
+           "image-text thrice": (1, 3, 1), "speech-text thrice": (1, 1, 3)}
+QUICK = dict(totals=(2_000, 4_000), seeds=(0,), mixes=MIXES[:7], left_out=LEFT_OUT[:1], draws=2,
+             batch_tokens=2_048, rounds=20, pairs=common.FEW_PAIRS)
 
 
-def best_mix(laws, total, weights, parts=40):
-    """Shares that make the weighted sum of the bounds least, of all in steps of 1 / parts with none at zero."""
-    made = []
-    for i, j in itertools.product(range(1, parts), repeat=2):
-        if i + j < parts:
-            shares = np.array((i, j, parts - i - j)) / parts
-            tokens = [s * total + c * (1 - s) * total for s, (c, *_) in zip(shares, laws)]
-            if min(tokens) > 0:
-                made.append((sum(w * (E + B / t ** b) for w, t, (_, E, B, b) in zip(weights, tokens, laws)), shares.tolist()))
-    return min(made)[1]
+def trial(shape, total, mix, batch_tokens, pairs):
+    shares = {kind: share for kind, share in zip(KINDS, mix) if share}
+    return common.trial(shape={**shape, "head_dim": 32}, tokens=total, mix=shares,
+                        batch_tokens=batch_tokens, **pairs)
 
 
-def study(folder, world=(2_500, 10_000), mixes=MIXES, totals=(250_000, 500_000), seeds=(0, 1), draws=100):
-    common.trimodal(*world)                                                # made once, before the workers read it
-    cells = list(itertools.product(totals, mixes, seeds))
-    configs = [common.base(tokens=total, seed=seed, trimodal=list(world), mix={k: s for k, s in zip(KINDS, mix) if s}) for total, mix, seed in cells]
-    results, rng, out, laws = common.run_all(folder / "mixing-runs.json", configs), data.rng(0, 43), {}, []
-    for n, kind in enumerate(KINDS):
-        mine = [(total * mix[n] / 1e6, total * (1 - mix[n]) / 1e6, *r["bounds"][BOUND[kind]], total) for (total, mix, _), r in zip(cells, results) if mix[n]]
-        own, others, bound, stderr, total = np.array(mine).T
-        law, drawn = fit_law(own, others, bound), []
-        for _ in range(draws):
-            at = rng.integers(0, len(own), len(own))
-            if len(set(own[at])) > 2:
-                drawn.append(fit_law(own[at], others[at], bound[at]))
-        # the same own tokens alone and with as many of others: corner of the smaller total against an edge's middle of the larger
-        at = lambda alone: bound[np.isclose(own, totals[0] / 1e6) & (np.isclose(others, 0) == alone)]
-        pair = {name: common.spread(at(alone)) if len(at(alone)) else None for name, alone in (("alone", True), ("with others", False))}
-        out[kind] = dict(points=[dict(zip(("own", "others", "bound", "stderr"), map(float, m))) for m in mine], equal_own_tokens=pair,
-                         law=dict(zip("cEBb", law)), c_interval=[float(v) for v in np.percentile([d[0] for d in drawn], (10, 90))])
-        laws.append(law)
-    least = {"every kind alike": (1, 1, 1), "text thrice": (3, 1, 1), "image-text thrice": (1, 3, 1), "speech-text thrice": (1, 1, 3)}
-    return dict(totals=list(totals), seeds=len(seeds), kinds=out,
-                best={name: dict(zip(KINDS, best_mix(laws, totals[-1] / 1e6, w))) for name, w in least.items()})
+def table(results, kind):
+    """Trials that learnt a kind, as columns: N (n,), tokens of each kind (n, kinds), nats (n,)."""
+    rows = [[N, *(r["tokens"].get(k, 0) for k in KINDS), r["bounds"][kind][0]]
+            for (N, _, _), of in results.items() for r in of if kind in r["tokens"]]
+    rows = np.array(rows, float)
+    return rows[:, 0], rows[:, 1:-1], rows[:, -1]
+
+
+def shares(tokens):
+    return tokens / tokens.sum(1, keepdims=True)
+
+
+def own_and_others(tokens, kind):
+    """Millions of tokens of a kind, and of all others: (n,) each."""
+    own = tokens[:, KINDS.index(kind)] / 1e6
+    return own, tokens.sum(1) / 1e6 - own
+
+
+def worth(results, kind, draws):
+    """laws.fit_worth of a kind, and the interval of c."""
+    _, tokens, nats = table(results, kind)
+    columns = (*own_and_others(tokens, kind), nats)
+    drawn = laws.resampled(laws.fit_worth, columns, draws, data.rng(0, 43))
+    return {**laws.fit_worth(*columns), "interval": laws.interval([law["c"] for law in drawn]),
+            "points": np.stack(columns, 1).tolist()}
+
+
+def tested(fitted, held, kind, rounds):
+    """The mixture law of a kind. And, for each group of trials that its fit has not seen, its mean
+    relative error, beside that of the simpler worth law and of guessing the trials' mean."""
+    N, tokens, nats = table(fitted, kind)
+    law = laws.fit_mixture(shares(tokens), N, tokens.sum(1), nats, KINDS.index(kind), rounds)
+    small = N == N.min()  # the worth law knows no parameters
+    simple = laws.fit_worth(*own_and_others(tokens[small], kind), nats[small])
+    groups = {}
+    for name, results in held.items():
+        N, tokens, true = table(results, kind)
+        guesses = {"mixture law": law(shares(tokens), N, tokens.sum(1)),
+                   "worth law": laws.worth_law(simple, *own_and_others(tokens, kind)),
+                   "their mean": np.full(len(true), true.mean())}
+        groups[name] = {who: float(np.abs(guess / true - 1).mean())
+                        for who, guess in guesses.items()}
+        groups[name].update(true=true.tolist(), predicted=guesses["mixture law"].tolist())
+    return law, groups
+
+
+def best_mix(predictions, weights, N, D):
+    """Shares with the least weighted sum of predicted nats: of all in steps of 1/40 from 5/40 on,
+    about where mixes were tried."""
+    h = np.array([(i, j, 40 - i - j) for i in range(5, 31) for j in range(5, 36 - i)]) / 40
+    total = sum(w * law(h, np.full(len(h), N), np.full(len(h), D))
+                for w, law in zip(weights, predictions))
+    return dict(zip(KINDS, h[total.argmin()].tolist()))
+
+
+def study(folder, totals=TOTALS, seeds=(0, 1), mixes=MIXES, left_out=LEFT_OUT, draws=100,
+          batch_tokens=6_144, rounds=300, pairs=common.PAIRS):
+    path = folder / "mixing-runs.json"
+    small, large = [(parameters(shape), shape) for shape in SHAPES]
+
+    def run(size, total, mixes, seeds):
+        cells = {(size[0], total, mix): trial(size[1], total, mix, batch_tokens, pairs)
+                 for mix in mixes}
+        return common.run_cells(path, cells, seeds)
+
+    inner = [mix for mix in mixes if all(mix)]
+    grid = run(small, totals[0], mixes, seeds) | run(small, totals[1], mixes, seeds)
+    held = {"same size": run(small, totals[1], left_out, seeds[:1]),
+            "larger": run(large, totals[1], left_out, seeds[:1])}
+    fitted = {name: of[:1] for name, of in grid.items()
+              if name[1] == totals[0] or name[2] in inner}
+    fitted |= run(large, totals[0], inner, seeds[:1])
+    predictions, found = [], {}
+    for kind in KINDS:
+        law, found[kind] = tested(fitted, held, kind, rounds)
+        predictions.append(law)
+    rounding = [abs(r["tokens"][kind] / sum(r["tokens"].values()) / share - 1)
+                for (_, _, mix), of in grid.items() for r in of
+                for kind, share in zip(KINDS, mix) if share]
+    return {"totals": list(totals), "seeds": len(seeds), "largest_rounding": max(rounding),
+            "worth": {kind: worth(grid, kind, draws) for kind in KINDS}, "law": found,
+            "best": {name: best_mix(predictions, weights, large[0], totals[1])
+                     for name, weights in WEIGHTS.items()}}
 
 
 def draw(result):
-    figure, panels = common.figure(4, figsize=(16, 3.8))
-    for panel, (kind, r) in zip(panels, result["kinds"].items()):
-        points, law = r["points"], r["law"]
+    figure, axes = common.panels(4, figsize=(17, 3.8))
+    for panel, (kind, r) in zip(axes, result["worth"].items()):
         for alone, marker, label in ((True, "s", "alone"), (False, "o", "with others")):
-            some = [p for p in points if (p["others"] < 1e-9) == alone]
-            panel.errorbar([p["own"] for p in some], [p["bound"] for p in some], [p["stderr"] for p in some], fmt=marker, ms=4, capsize=2, label=label)
-        own = np.geomspace(min(p["own"] for p in points), max(p["own"] for p in points), 40)
-        panel.plot(own, law["E"] + law["B"] / own ** law["b"], lw=1, color="grey", label="fit, no others")
-        panel.set(xscale="log", xlabel="own tokens, millions", ylabel="bound, nats a token", title=kind)
-        panel.legend(fontsize=7)
-    kinds = result["kinds"]
-    middle = [r["law"]["c"] for r in kinds.values()]
-    low, high = zip(*(r["c_interval"] for r in kinds.values()))
-    panels[3].errorbar(range(3), middle, [[max(0, m - v) for m, v in zip(middle, low)], [max(0, v - m) for m, v in zip(middle, high)]], fmt="o", capsize=4)
-    panels[3].axhline(0, lw=0.5, color="black")
-    panels[3].set_xticks(range(3), list(kinds))
-    panels[3].set_title("worth of a token of the others")
+            points = [p for p in r["points"] if (p[1] < 1e-9) == alone]
+            panel.plot([p[0] for p in points], [p[2] for p in points], marker, ms=4, label=label)
+        own = np.geomspace(*np.percentile([p[0] for p in r["points"]], (0, 100)), 40)
+        panel.plot(own, r["E"] + r["B"] / own ** r["b"], lw=1, color="grey", label="fit, alone")
+        panel.set(xscale="log", xlabel="own tokens, millions",
+                  title=f"{kind}: others are worth {r['c']:.2f}")
+    axes[0].set_ylabel("bound, nats a token")
+    axes[0].legend(fontsize=7)
+    for kind, groups in result["law"].items():
+        for r, marker in zip(groups.values(), "os"):
+            axes[3].plot(r["predicted"], r["true"], marker, ms=4, label=kind)
+    axes[3].axline((1, 1), slope=1, color="grey", lw=1)
+    axes[3].set(xlabel="predicted", ylabel="true", title="mixture law, mixes left out")
+    axes[3].legend(fontsize=7)
     return figure
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--quick", action="store_true", help="few tokens, tokenizers of 20 steps, one seed; writes to a temporary folder")
-    quick = args.parse_args().quick
-    result = study(common.results_folder(quick), *(((20, 200), MIXES, (6_000, 12_000), (0,), 5) if quick else ()))
-    for kind, r in result["kinds"].items():
-        pair = ", ".join(f"{name} {v[0]:.3f} ± {v[1]:.3f}" for name, v in r["equal_own_tokens"].items() if v)
-        print(f"{kind:12} {result['totals'][0] / 1e6:g}M own tokens: {pair}; a token of the others is worth {r['law']['c']:.2f} "
-              f"({r['c_interval'][0]:.2f} to {r['c_interval'][1]:.2f}), L = {r['law']['E']:.3f} + {r['law']['B']:.3f} / (million tokens)^{r['law']['b']:.2f}")
-    for name, mix in result["best"].items():
-        print(f"least sum of the bounds, {name}: " + ", ".join(f"{k} {100 * s:.0f}%" for k, s in mix.items()))
-    if not quick:
-        common.finish("mixing", result, draw(result))
-
-
 if __name__ == "__main__":
-    main()
+    common.main("mixing", __doc__, study, draw, QUICK)

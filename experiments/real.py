@@ -1,130 +1,128 @@
-"""What of real handwriting and real speech comes out right, by judges that the model never saw?
+"""What of real handwriting and real speech comes out right, by judges the model never saw?
 
-Question: after training on one's own pictures of one thing each (say handwritten digits) and clips of numbers or the like: does a classifier
-read generated pictures as what was asked for, do captions and transcripts of held-out items match, does a speech recogniser understand
-what the model says, and how much of that do the tokenizers lose?
-Set-up: a small convolutional classifier, trained here for four epochs on the pictures that the run trained on, tells the captions apart; it reads
-those that the run held out, the same after the tokenizer (which may have seen some of them), and --n generated ones for each caption.
-Captions and transcripts: all items that the run held out (a number has one recording, so its transcripts are of numbers never heard).
-Clips: the held-out recordings as they are, after the tokenizer, and generated from their own texts, from a hundred of the training and from
-those of --missing, a text file of phrases that no recording has, each the best of --candidates as the network itself finds. They go to --out
-with a list, clips.json, for any speech recogniser; `hear.py` beside this file is one, to be run from an environment of its own. Nothing is trained or chosen on what is judged.
-On two cores at half their speed about 7 minutes:
-    python experiments/real.py --run runs/real --images digits/ --speech numbers/ --missing missing.txt --out out/real
+Question: after training on one's own pictures of one thing each (say handwritten digits) and clips
+of numbers or the like: does a classifier read generated pictures as what was asked for, do
+captions and transcripts of held-out items match, does a recogniser understand what the model says,
+and how much of that do the tokenizers lose?
+Set-up: a small convolutional classifier, trained here on the pictures that the run trained on. It
+reads those that the run held out, the same after the tokenizer, and n generated ones a caption.
+Clips: held-out recordings, the same after the tokenizer, and the model's, of their texts, of a
+hundred of the training and of --missing, phrases that no recording has; each the best of four as
+the network finds. They go to --out, for hear.py.
+
+    python experiments/real.py --run runs/real --missing missing.txt
 """
-import argparse
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
-from common import data, safe, sample, score  # common finds the folder above
-import readers
+from common import F, data, files, sample, score, train
+from sources import prepare
+from speak import after_tokenizer, write_clips
+
+FLAGS = {"run": ("runs/real", "a folder that train.py made; its data are still in their place"),
+         "missing": ("", "text file: phrases that no recording has, one a line"),
+         "n": (20, "generated pictures for each caption"),
+         "out": ("out/real", "folder for pictures and clips")}
+QUICK = dict(n=1, epochs=1, most=20)
+BEST = dict(candidates=4, rounds=4)  # of speech
 
 
-def classifier(pictures, labels, classes, seed=0, epochs=4, batch=64):
-    """uint8 (N, H, W, C), labels (N,) -> a function from pictures to labels."""
+def to_tensor(pictures):
+    """Pictures, uint8 (H, W, C) -> (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def classifier(pictures, labels, classes, epochs, batch=64):
+    """Train on pictures and labels (N,) -> a function from pictures to labels (N,)."""
+    x = to_tensor(pictures)
+    labels = torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.LazyConv2d(32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                            nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(1152, classes))
-        prepare = lambda x: torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 1).float() / 127.5 - 1
-        net(prepare(pictures[:2]))
-    steps = epochs * len(pictures) // batch
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(x.shape[1], 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(3), nn.Flatten(),
+            nn.Linear(1152, classes))
+    steps = max(1, epochs * len(x) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for step in tqdm(range(steps), desc="classifier", leave=False):
-        at, rng = np.arange(step * batch, (step + 1) * batch), data.rng(seed, 51, step * batch // len(pictures))
-        at, shift = rng.permutation(len(pictures))[at % len(pictures)], data.rng(seed, 52, step).integers(-2, 3, 2)
-        x = prepare(np.roll(pictures[at], tuple(shift), (1, 2)))                          # a few pixels to and fro
-        F.cross_entropy(net(x), torch.from_numpy(labels[at])).backward()
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
+    for step in range(steps):
+        random = data.rng(0, 51, step)
+        at = random.integers(0, len(x), batch)
+        shift = tuple(random.integers(-2, 3, 2))  # a few pixels to and fro
+        F.cross_entropy(net(torch.roll(x[at], shift, (2, 3))), labels[at]).backward()
         optimizer.step()
         plan.step()
         optimizer.zero_grad()
     net.eval()
-    read = lambda x: torch.cat([net(prepare(part)).argmax(1) for part in np.array_split(x, -(-len(x) // 256))]).numpy()
-    return torch.inference_mode()(read)
+
+    @torch.inference_mode()
+    def read(pictures):
+        return torch.cat([net(part).argmax(1) for part in to_tensor(pictures).split(256)]).numpy()
+
+    return read
 
 
 def share(right):
-    mean, error = score.mean_and_error(right)
-    return {"right": mean, "stderr": error, "n": len(right)}
+    return [*score.mean_and_error(right), len(right)]
 
 
-def read_pictures(run, folder, n, seed, out):
-    """Shares of real, tokenized and generated pictures that the classifier reads as their captions say."""
-    config = run.tokenizers["image"].config
-    source = readers.read_images(folder, config.height, config.channels)
+def judge_pictures(run, source, n, epochs, most, out):
+    """Shares of real, tokenized and generated pictures that the classifier reads as told."""
     names = sorted(set(source.texts))
-    labels, pictures = np.array([names.index(t) for t in source.texts]), np.stack(source.load(range(len(source))))
-    _, train, test = readers.held_out(source)                                             # as the run has them
-    read = classifier(pictures[train], labels[train], len(names))
-    again = np.stack(run.tokenizers["image"].decode(run.tokenizers["image"].encode(pictures[test])))
-    made = sample.generate(run, "text-to-image", [name for name in names for _ in range(n)], seed=seed)
-    generated = np.stack(made.outputs["image"])
-    sheet = generated.reshape(len(names), n, *generated.shape[1:])[:, :10].transpose(0, 2, 1, 3, 4)
-    sheet = sheet.reshape(len(names) * config.height, -1, config.channels)
-    from PIL import Image
-    Image.fromarray(sheet[:, :, 0] if config.channels == 1 else sheet).save(out / "pictures.png")
-    return {"real": share(read(pictures[test]) == labels[test]), "after the tokenizer": share(read(again) == labels[test]),
-            "generated": {**share(read(generated) == np.repeat(np.arange(len(names)), n)), "nfe": made.nfe}}
+    labels = np.array([names.index(text) for text in source.texts])
+    learnt, held = (part[:most] for part in prepare.split(source))
+    read = classifier(source.load(learnt), labels[learnt], len(names), epochs)
+    true = source.load(held)
+    tokenizer = run.tokenizers["image"]
+    again = tokenizer.decode(tokenizer.encode(true))
+    prompts = [name for name in names for _ in range(n)]
+    made = sample.generate(run, "text-to-image", prompts, seed=1).outputs["image"]
+    files.write_bytes(out / "pictures.png", sample.png(sample.contact_sheet(made, n, 1)))
+    return {"real": share(read(true) == labels[held]),
+            "after the tokenizer": share(read(again) == labels[held]),
+            "generated": share(read(made) == np.repeat(np.arange(len(names)), n))}
 
 
-def write_clips(run, folder, missing, seed, out, changes):
-    """Clips for a recogniser: held-out recordings, the same after the tokenizer, and what the model makes of their texts and others
-    (changes: to the sampler's settings)."""
-    import soundfile
-    step = run.tokenizers["speech"].config.step / readers.SAMPLE_RATE
-    source, train, held = readers.held_out(readers.read_speech(folder, shortest=step))
-    some = train[data.rng(0, 54).permutation(len(train))][:100]
-    texts, clips = [source.texts[i] for i in held], source.load(held)
-    groups = {"recordings": (texts, clips), "after the tokenizer": (texts, run.tokenizers["speech"].decode(run.tokenizers["speech"].encode(clips)))}
-    for name, phrases in (("generated, held-out texts", texts), ("generated, phrases without a recording", missing),
-                          ("generated, texts of the training", [source.texts[i] for i in some])):
+def speak(run, source, missing, most):
+    """Groups of clips for `speak.write_clips`."""
+    learnt, held = (part[:most] for part in prepare.split(source))
+    some = data.rng(0, 54).permutation(learnt)[:100]
+    texts = [source.texts[i] for i in held]
+    waves = source.load(held)
+    groups = {("recordings", "held out"): (texts, waves),
+              ("after the tokenizer", "held out"): (texts, after_tokenizer(run, waves))}
+    for split, phrases in (("held out", texts), ("without a recording", missing),
+                           ("of the training", [source.texts[i] for i in some])):
         if phrases:
-            groups[name] = (phrases, sample.generate(run, "text-to-speech", phrases, seed=seed, **changes).outputs["speech"])
-    entries = []
-    for g, (name, (phrases, waves)) in enumerate(groups.items()):
-        for i, (text, wave) in enumerate(zip(phrases, waves)):
-            path = out / f"{g}-{i:03}.wav"
-            soundfile.write(path, wave, readers.SAMPLE_RATE, subtype="PCM_16")
-            entries.append({"group": name, "text": text, "file": path.name})
-    safe.write_json(out / "clips.json", entries)
+            made = sample.generate(run, "text-to-speech", phrases, seed=1, **BEST)
+            groups["model", split] = phrases, made.outputs["speech"]
+    return groups
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", default="runs/real")
-    p.add_argument("--images", help="the folder that the run was trained on")
-    p.add_argument("--speech", help="the folder that the run was trained on")
-    p.add_argument("--missing", help="text file: phrases that no recording has, one a line")
-    p.add_argument("--n", type=int, default=20, help="generated pictures for each caption")
-    p.add_argument("--candidates", type=int, default=4, help="of speech, the network keeps the one that fits best")
-    p.add_argument("--rounds", type=int, default=4, help="masks under which it judges them")
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--out", default="out/real")
-    args = p.parse_args()
-    torch.set_num_threads(os.cpu_count())  # common.py asked for one
-    run, out = sample.load_run(args.run), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    changes = {"candidates": args.candidates, "rounds": args.rounds}
-    result = {"run": args.run, "seed": args.seed, "speech": changes}
-    if args.images:
-        result["pictures"] = read_pictures(run, args.images, args.n, args.seed, out)
-    if args.speech:
-        missing = Path(args.missing).read_text(encoding="utf-8").split("\n") if args.missing else []
-        write_clips(run, args.speech, [t.strip() for t in missing if t.strip()], args.seed, out, changes)
-    result.update({task: cells["held out"] for task, r in score.score(run, 10**6).items() if (cells := r.get("cells"))})
-    safe.write_json(out / "real.json", result)
-    print(json.dumps(result, indent=1))
-    print(f"wrote {out}" + (f"; now, where there is a recogniser: python experiments/hear.py MODEL {out / 'clips.json'}" if args.speech else ""))
+def study(folder, run, missing, n, out, epochs=4, most=None):
+    torch.set_num_threads(os.cpu_count())
+    run = sample.load_run(run)
+    out = Path(out)
+    settings = train.Config(**run.config["config"])
+    result = {"run": str(run.folder), "tasks": {}}
+    for source in prepare.own_sources(settings).values():
+        if source.kind == "image-text":
+            result["pictures"] = judge_pictures(run, source, n, epochs, most, out)
+        if source.kind == "speech-text":
+            lines = Path(missing).read_text(encoding="utf-8").splitlines() if missing else []
+            phrases = [line.strip() for line in lines if line.strip()]
+            write_clips(out, speak(run, source, phrases, most))
+    for task, cells in score.own_cells(run, most or 512).items():
+        marks = score.score_task(run, task, cells, score.SEED, {})["cells"]["held out"]
+        result["tasks"][task] = common.attributes(marks)
+    return result
 
 
 if __name__ == "__main__":
-    common.safe.cli(main, "real.py")
+    common.main("real", __doc__, study, None, QUICK, FLAGS)

@@ -1,39 +1,80 @@
-"""Scores of several runs as one table: what every cell has on average, and how much runs differ.
+"""Scores of several runs as one table: what every cell has on average, and how far runs differ.
 
-    python train.py --seed 1 --run runs/seed1                            and so on, one run a seed
-    python sample.py --run runs/seed1 score --n 200 --json seed1.json
-    python experiments/seeds.py seed0.json seed1.json seed2.json         prints Markdown
+    python train.py --seed 1 --run runs/seed1                            and so on
+    python -m tools.score --run runs/seed1 --n 200 --json runs/seed1/scores.json
+    python experiments/seeds.py runs/toy runs/seed1 runs/seed2           writes results/seeds.json
 """
 import argparse
-import json
 from pathlib import Path
 
-import numpy as np
+import common
+from common import files
 
-ALSO = ("background", "colour", "shape", "size", "relation", "whole phrase", "several words", "consistent", "distinct", "forms")  # attributes to name
 
-
-def rows(scores):
-    """{(task, cell): {"all" and attributes: share right}}, tokenizers too."""
-    out = {(task, name): {what: cell[what] for what in ("all", *ALSO) if what in cell}
-           for task, result in scores.items() for name, cell in result.get("cells", {}).items()}
+def read(folder):
+    """{(task, cell): {attribute: [share right, error, n]}}, bounds, and facts of a run folder."""
+    scores = files.read_json(folder / "scores.json")
+    config = files.read_json(folder / "config.json")
+    if not scores or not config:
+        raise files.UsageError(f"{files.quoted(folder)} has no scores.json or config.json: train "
+                               "or score a run there first")
+    cells = {}
     for task, result in scores.items():
-        if "diversity" in result:
-            out[task, next(iter(result["cells"]))]["of one prompt distinct"] = result["diversity"]["distinct"]
-    return {**out, **{(f"{m} tokenizer", "seen"): {"all": r["tokens"][0]} for m, r in scores.get("tokenizers", {}).items()}}
+        for name, marks in result.get("cells", {}).items():
+            cells[f"{task}: {name}"] = common.attributes(marks)
+    for modality, marks in scores.get("tokenizers", {}).items():
+        cells[f"{modality} tokenizer"] = {"all": [*marks["tokens"], marks["n"]]}
+    for name, entry in scores.get("bound", {}).items():
+        nats = [entry["nats_per_token"], entry["stderr"], entry["documents"]]
+        cells[f"bound, {name}"] = {"nats a token": nats}
+    facts = {"seed": config["config"]["seed"], "steps": config["steps"],
+             "seconds": files.read_json(folder / "seconds.json", {})}
+    return cells, facts
+
+
+def study(folders):
+    runs, facts = zip(*[read(Path(folder)) for folder in folders])
+    cells = {}
+    for name, found in runs[0].items():
+        for what in found:
+            of = [run[name][what] for run in runs if what in run.get(name, {})]
+            if len(of) == len(runs):
+                cells[name, what] = of
+    table = {}
+    for (name, what), cell in common.with_errors(cells).items():
+        of = {"mean": cell, "runs": [value[0] for value in cells[name, what]]}
+        table.setdefault(name, {})[what] = of
+    return {"runs": list(facts), "table": table}
+
+
+def markdown(result):
+    """The table as Markdown."""
+    lines = ["| cell | right, mean ± error | the runs | by attribute, means % |",
+             "|---|---|---|---|"]
+    for name, row in result["table"].items():
+        what = "all" if "all" in row else next(iter(row))
+        first = row[what]
+        if what == "all":
+            mean = common.told(*first["mean"])
+            each = ", ".join(f"{100 * v:.0f}" for v in first["runs"]) + "%"
+        else:
+            mean = common.told(*first["mean"][:2])
+            each = ", ".join(f"{v:.3f}" for v in first["runs"])
+        rest = ", ".join(f"{k} {100 * v['mean'][0]:.0f}" for k, v in row.items() if k != what)
+        lines.append(f"| {name} | {mean} | {each} | {rest} |")
+    return "\n".join(lines)
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("scores", nargs="+", type=Path, help="what sample.py score --json wrote, one file a run")
-    runs = [rows(json.loads(path.read_text(encoding="utf-8"))) for path in args.parse_args().scores]
-    print(f"| task | cell | right %, mean ± standard deviation | the {len(runs)} runs % | by attribute %, means |\n|---|---|---|---|---|")
-    for key in runs[0]:
-        of = {what: 100 * np.array([run[key][what] for run in runs]) for what in runs[0][key] if all(what in run[key] for run in runs)}
-        right = of.pop("all")
-        print(f"| {key[0]} | {key[1]} | {right.mean():.0f} ± {right.std(ddof=len(runs) > 1):.0f} | {', '.join(f'{v:.0f}' for v in right)} | "
-              + ", ".join(f"{what} {v.mean():.0f}" for what, v in of.items()) + " |")
+    parser = files.Parser(description=__doc__,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="folders with scores.json")
+    parser.add_argument("--out", default=str(common.RESULTS / "seeds.json"))
+    args = parser.parse_args()
+    result = study(args.runs)
+    files.write_json(args.out, {"made": common.made_by("seeds", common.RESULTS), **result})
+    print(markdown(result))
 
 
 if __name__ == "__main__":
-    main()
+    files.command_line(main, "seeds.py")

@@ -1,3 +1,5 @@
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -5,7 +7,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from runs import TINY, run  # noqa: E402
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+from runs import TINY, call  # noqa: E402
+
+import sample  # noqa: E402
+import train  # noqa: E402
+from tools import score  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -19,5 +26,16 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
+    """The smallest run with scores and a page: its folder, and what it printed. Only to read."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    return folder, run("train.py", "--run", folder, "--steps", "6", "--log-every", "2", *TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        few = functools.partial(score.diversity, repeats=3)  # of everything that takes long
+        patch.setattr(score, "diversity", few)
+        for task in ("image-to-text", "speech-to-text"):
+            few = {**sample.DEFAULTS[task], "candidates": 2, "rounds": 1}
+            patch.setitem(sample.DEFAULTS, task, few)
+        printed = call(train.main, "--run", folder, *TINY, "--score-n", 2)
+    torch.set_num_threads(before)
+    return folder, printed

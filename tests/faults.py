@@ -1,86 +1,86 @@
-"""Kill a short training at random moments and resume it, again and again: the final weights must be the same every time.
+"""Kill a short training at random moments and resume it, again and again: the weights must be those
+of an undisturbed run, bit by bit.
 
-    python tests/faults.py --kills 30      about 6 minutes on two cores; not part of the test suite (which has one Ctrl-C)
+    python tests/faults.py --kills 30      a few minutes on two cores; not part of the test suite
 
-Every life of a run is killed (SIGKILL) after a random time, which falls into reading, training of tokenizers, caching, training or
-saving; before it ends its folder is resumed until it has finished. Prints in what state the kills found the run.
+Every life of a run ends by SIGKILL after a random time: while it reads, trains tokenizers, encodes,
+trains or saves. Its folder is resumed until it has finished. Prints what the kills interrupted.
 """
 import argparse
 import collections
-import json
+import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import safe  # noqa: E402
+from runs import TINY, same, steps_logged  # noqa: E402
 
-TINY = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "8", "--speech-steps", "4",
-        "--pictures", "200", "--passages", "200", "--utterances", "60", "--device", "cpu", "--score-n", "0", "--steps", "120",
-        "--save-every", "1", "--compile", "off")
+FLAGS = (*TINY, "--steps", "120", "--save-every", "1", "--score-n", "0")
+STATES = {  # the first file that is there tells what was interrupted
+    "checkpoint.pt.tmp": "saving",
+    "checkpoint.pt": "training",
+    "documents.npz": "before the first checkpoint",
+    "text.json": "tokenizers, encoding",
+    "config.json": "reading data",
+}
 
 
 def command(folder):
     """Start the run, or go on with it if it has begun."""
-    begun = (folder / "config.json").exists()
-    return [sys.executable, "train.py", "--run", str(folder), *(["--resume"] if begun else TINY)]
+    flags = ("--resume",) if (folder / "config.json").exists() else FLAGS
+    return [sys.executable, "train.py", "--run", folder, *flags]
 
 
 def state(folder):
-    """What a kill interrupted, from the files that are there."""
-    if list(folder.rglob("checkpoint.pt.tmp")):
-        return "saving"
-    for name, what in (("checkpoint.pt", "training"), ("validation.npz", "before the first step"), ("speech.pt", "caching"),
-                       ("config.json", "tokenizers")):
-        if (folder / name).exists():
-            return what
-    return "reading data"
+    there = [what for name, what in STATES.items() if (folder / name).exists()]
+    return (there or ["imports"])[0]
 
 
-def weights(folder):
-    checkpoint = safe.load(folder / "checkpoint.pt")
-    return [*checkpoint["model"].values(), *checkpoint["ema"]]
+def live(folder, seconds):
+    """One life of a run, at most so many seconds -> whether it finished. Exits where it fails."""
+    for left in folder.glob("*.tmp"):
+        left.unlink()  # so that it is seen which kill left one
+    with tempfile.TemporaryFile("w+") as errors:
+        going = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL,
+                                 stderr=errors)
+        try:
+            going.wait(seconds)
+        except subprocess.TimeoutExpired:
+            going.kill()
+            going.wait()
+            return False
+        if going.returncode:
+            errors.seek(0)
+            sys.exit(f"{folder} failed: {errors.read()[-2000:]}")
+    return True
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--kills", type=int, default=30)
-    args = p.parse_args()
-    rng, found, runs = np.random.default_rng(0), collections.Counter(), 0
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    kills = parser.parse_args().kills
+    lot = random.Random(0)
+    found = collections.Counter()
     with tempfile.TemporaryDirectory() as room:
         whole = Path(room) / "whole"
         start = time.time()
-        subprocess.run(command(whole), cwd=ROOT, check=True, capture_output=True)
-        length, wanted, log = time.time() - start, weights(whole), (whole / "log.jsonl").read_text()
+        live(whole, None)
+        length = time.time() - start
         print(f"an undisturbed run takes {length:.0f} s", flush=True)
-        while sum(found.values()) < args.kills:
-            folder, runs = Path(room) / f"run{runs}", runs + 1
-            while True:
-                for left in folder.rglob("*.tmp"):
-                    left.unlink()                                     # so that it is seen which kill left one
-                errors = open(Path(room) / "errors", "w+")
-                going = subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
-                try:
-                    going.wait(rng.uniform(0.1, 1) * length if sum(found.values()) < args.kills else None)
-                except subprocess.TimeoutExpired:
-                    going.kill()
-                    going.wait()
-                    found[state(folder) if folder.exists() else "reading data"] += 1
-                    continue
-                if going.returncode:
-                    sys.exit(f"{folder.name} failed after {dict(found)}: {(errors.seek(0), errors.read())[1][-2000:]}")
-                break
-            if not all(torch.equal(a, b) for a, b in zip(wanted, weights(folder), strict=True)):
-                sys.exit(f"{folder.name}: other weights than undisturbed, after {dict(found)}")
-            steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
-            assert steps == [json.loads(line)["step"] for line in log.splitlines()], "the log has gaps or repeats"
-    print(f"{sum(found.values())} kills in {runs} runs, found {dict(found)}: the same weights, bit by bit, every time")
+        runs = 0
+        while found.total() < kills:
+            folder = Path(room) / f"run{runs}"
+            runs += 1
+            while not live(folder, lot.uniform(0.1, 1) * length if found.total() < kills else None):
+                found[state(folder)] += 1
+            if not same(whole, folder) or steps_logged(whole) != steps_logged(folder):
+                sys.exit(f"{folder}: other weights or another log, after {dict(found)}")
+    print(f"{found.total()} kills in {runs} runs, while {dict(found)}: the same weights every time")
 
 
 if __name__ == "__main__":

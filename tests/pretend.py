@@ -1,13 +1,21 @@
-"""A pretended accelerator. Its tensors say that they are on the meta device and hold a CPU tensor inside; an operation on tensors of both
-kinds raises, as it would on a GPU. So a machine without one can tell whether everything is moved to where it is needed."""
+"""A pretended accelerator, so that a machine without one can tell whether all is moved where needed.
+
+Its tensors say that they are on the meta device, and hold a CPU tensor inside. An operation on
+tensors of both kinds raises, as it would on a GPU.
+"""
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    return_and_correct_aliasing,
+)
 from torch.utils._pytree import tree_flatten, tree_map
 
-DEVICE = torch.device("meta")                          # the only other one that a build for CPUs can differentiate on
+DEVICE = torch.device("meta")  # the only other one that a build for CPUs can differentiate on
 aten = torch.ops.aten
-MIXED = (aten.copy_.default, aten._to_copy.default)    # may have a tensor of each
-INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)   # CPU indices are allowed
+MIXED = (aten.copy_.default, aten._to_copy.default)  # may have a tensor of each
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+           aten._index_put_impl_.default)  # CPU indices are allowed
 
 
 class Held(torch.Tensor):
@@ -15,8 +23,9 @@ class Held(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        held = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-                                                   dtype=inner.dtype, device=DEVICE)
+        held = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device=DEVICE)
         held.inner = inner
         return held
 
@@ -31,24 +40,55 @@ class Held(torch.Tensor):
         return self.inner.__reduce_ex__(protocol)
 
 
+def is_held(value):
+    return isinstance(value, Held)
+
+
+def inner(value):
+    return value.inner if is_held(value) else value
+
+
+def hold(value):
+    return Held(value) if isinstance(value, torch.Tensor) else value
+
+
+def strange(function, args, tensor):
+    """Whether this tensor may not meet one of the device."""
+    if is_held(tensor) or not tensor.dim():
+        return False
+    index = tensor.dtype in (torch.int64, torch.bool)
+    return not (index and function in INDEXED and is_held(args[0]))
+
+
+def result_is_there(function, args, kwargs, held):
+    if function is aten.copy_.default:
+        return is_held(args[0])
+    if kwargs.get("device") is not None:
+        return kwargs["device"] == DEVICE
+    return bool(held)
+
+
 def run(function, args, kwargs):
+    """Do an operation on the tensors inside. RuntimeError where devices are mixed."""
     if function is aten._fused_sdp_choice.default:
-        return 0                                       # attention by plain products: the others are chosen by the true device
+        return 0  # attention by plain products: the others are chosen by the true device
     with _disable_current_modes():
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-        held = [t for t in tensors if isinstance(t, Held)]
-        strange = [t for t in tensors if not isinstance(t, Held) and t.dim()
-                   and not (function in INDEXED and isinstance(args[0], Held) and t.dtype in (torch.int64, torch.bool))]
-        if held and strange and function not in MIXED:
-            raise RuntimeError(f"{function} on tensors of two devices; of the CPU: {[tuple(t.shape) for t in strange]}")
-        asked = kwargs.get("device")
-        here = isinstance(args[0], Held) if function is aten.copy_.default else asked == DEVICE if asked is not None else bool(held)
-        plain_args, plain = tree_map(lambda t: t.inner if isinstance(t, Held) else t, (args, kwargs))
-        out = function(*plain_args, **{**plain, **({"device": torch.device("cpu")} if asked is not None else {})})
-        if function is aten._local_scalar_dense.default or not here:
+        held = [t for t in tensors if is_held(t)]
+        left = [tuple(t.shape) for t in tensors if strange(function, args, t)]
+        if held and left and function not in MIXED:
+            raise RuntimeError(f"{function} on tensors of two devices; of the CPU: {left}")
+        there = result_is_there(function, args, kwargs, held)
+        plain_args, plain = tree_map(inner, (args, kwargs))
+        if plain.get("device") is not None:
+            plain = {**plain, "device": torch.device("cpu")}
+        out = function(*plain_args, **plain)
+        if function is aten._local_scalar_dense.default or not there:
             return out
-        out = tree_map(lambda t: Held(t) if isinstance(t, torch.Tensor) else t, out)
-        return return_and_correct_aliasing(function, args, kwargs, out) if held else out
+        out = tree_map(hold, out)
+        if held:
+            return return_and_correct_aliasing(function, args, kwargs, out)
+        return out
 
 
 class Pretended(TorchDispatchMode):
@@ -58,24 +98,33 @@ class Pretended(TorchDispatchMode):
         return run(function, args, kwargs or {})
 
 
-def pretend(patch):
-    """What torch does not route through the mode, by pytest's monkeypatch: data from lists and arrays, and random numbers."""
-    made = {name: getattr(torch, name) for name in ("tensor", "as_tensor", "rand")}
+class Generator(torch.Generator):
+    """A CPU's, which knows what device asked for it."""
 
-    class Generator(torch.Generator):                  # a CPU's, which knows what device asked for it
-        def __new__(cls, device="cpu"):
-            one = super().__new__(cls)
-            one.wanted = device
-            return one
+    def __new__(cls, device="cpu"):
+        generator = super().__new__(cls)
+        generator.wanted = device
+        return generator
+
+
+def pretend(patch):
+    """Change, by pytest's monkeypatch, what torch does not route through the mode: tensors of lists
+    and arrays, random numbers."""
+    rand = torch.rand
+
+    def drawn(*shape, device="cpu", generator=None, **kwargs):
+        numbers = rand(*shape, generator=generator, **kwargs)
+        return numbers.to(getattr(generator, "wanted", device))
 
     def of_data(make):
-        def moved(values, *args, device=None, **kwargs):
-            tensor = values if isinstance(values, torch.Tensor) else make(values, *args, **kwargs)
+        def made(values, *args, device=None, **kwargs):
+            tensor = values
+            if not isinstance(values, torch.Tensor):
+                tensor = make(values, *args, **kwargs)
             return tensor if device is None else tensor.to(device)
-        return moved
+        return made
 
     for name in ("tensor", "as_tensor"):
-        patch.setattr(torch, name, of_data(made[name]))
+        patch.setattr(torch, name, of_data(getattr(torch, name)))
+    patch.setattr(torch, "rand", drawn)
     patch.setattr(torch, "Generator", Generator)
-    patch.setattr(torch, "rand", lambda *shape, device="cpu", generator=None, **kwargs: made["rand"](
-        *shape, generator=generator, **kwargs).to(getattr(generator, "wanted", device)))

@@ -1,16 +1,72 @@
-"""The smallest run, made once for all tests that look at one, and how to call a script."""
-import subprocess
+"""The smallest run, and how tests call a script: in this process, since a new one takes seconds."""
+import contextlib
+import io
+import json
+import shutil
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+import files
+
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", "768", "--image-steps", "8", "--speech-steps", "4",
-         "--device", "cpu", "--score-n", "2")
-TINY = ("--pictures", "60", "--passages", "60", "--utterances", "24", *SMALL)
-UNSCORED = (*TINY[:-1], "0")  # where scores are not what is looked at: they take the most of such a run
+SMALL = ("--image-tokenizer", '{"hidden": 16, "levels": [4, 4, 4]}', "--image-steps", "8",
+         "--speech-tokenizer", '{"hidden": 32, "levels": [5, 5]}', "--speech-steps", "8",
+         "--shape", '{"width": 32, "depth": 1}', "--batch-tokens", "768",
+         "--compile", "off", "--device", "cpu", "--dtype", "float32")
+TINY = ("--items", "150", "--steps", "6", *SMALL)
 
 
-def run(*command, check=True):
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert not check or done.returncode == 0, done.stderr[-2000:]
-    return done
+@contextlib.contextmanager
+def command_line(main, flags):
+    before = sys.argv
+    sys.argv = [main.__module__, *map(str, flags)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def call(main, *flags):
+    """Run a script's main with these flags -> what it printed."""
+    printed = io.StringIO()
+    with command_line(main, flags), contextlib.redirect_stdout(printed):
+        main()
+    return printed.getvalue()
+
+
+def told(main, *flags):
+    """Run a script that ends with an error -> its exit status, and what it wrote on stderr."""
+    errors = io.StringIO()
+    with command_line(main, flags), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stopped:
+            files.command_line(main, main.__module__)
+    return stopped.value.code, errors.getvalue()
+
+
+def begun(run, folder, **settings):
+    """A copy of a run as it was before its first step, with changed settings. --resume trains it,
+    without scores."""
+    folder.mkdir(parents=True)
+    for name in ("text.json", "image.pt", "speech.pt", "documents.npz"):
+        if (run / name).exists():
+            shutil.copy(run / name, folder)
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"].update({"score_n": 0, **settings})
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+def same(a, b):
+    """Whether two runs have the same steps and weights, bit by bit."""
+    a, b = (files.load(folder / "checkpoint.pt") for folder in (a, b))
+    weights = [[*saved["model"].values(), *saved["average"]] for saved in (a, b)]
+    equal = [torch.equal(x, y) for x, y in zip(*weights, strict=True)]
+    return a["step"] == b["step"] and all(equal)
+
+
+def steps_logged(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]

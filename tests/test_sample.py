@@ -1,322 +1,356 @@
-"""What is made of a trained run: samples, holes, scores, the page, the film."""
-import json
-import shutil
-import subprocess
-import sys
+"""Sampling from a trained run: what is given stays, and what is generated is in range and fits."""
 import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
+from runs import call, told
 
 import data
 import diffusion
-import page
-import safe
+import files
 import sample
-import score
-import train
-from runs import run
+from data import HEAD, KINDS, MASK, MODALITIES
+from sample import DEFAULTS, TASKS
 
-BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium")
-def test_the_page_works_in_a_browser_of_a_phones_width(trained, tmp_path):
-    """Every film shows one stage, the slider another, and nothing is wider than the screen."""
-    probe = ("<script>const s = document.querySelector('.film input'); const last = document.querySelector('.film figure.on');"
-             "s.value = 0; s.oninput(); const first = document.querySelector('.film figure.on');"
-             "document.title = [document.querySelectorAll('.film').length, document.querySelectorAll('.film figure.on').length,"
-             "first !== last, document.querySelectorAll('svg polyline').length,"
-             "Math.max(...[...document.body.children].map(e => e.getBoundingClientRect().right)) <= innerWidth].join()</script>")
-    written = (trained[0] / "index.html").read_text(encoding="utf-8")
-    (tmp_path / "probe.html").write_text(written.replace("</html>", probe + "</html>"), encoding="utf-8")
-    dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom",
-                          f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()],
-                         capture_output=True, text=True, timeout=60).stdout
-    films, shown, moved, lines, fits = dom.split("<title>")[1].split("</title>")[0].split(",")
-    assert films == shown and int(films) >= 20 and moved == "true" and lines == "5" and fits == "true", dom[:200]
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+RED = "a small red circle on white"
 
 
-def test_every_task_writes_its_output(trained, tmp_path, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["sample.py", "--run", str(trained[0]), "--out", str(tmp_path), *map(str, args)])
-        sample.main()
-
-    call("text-to-image", "a small red circle on white", "--steps", "3")
-    call("image-to-text", tmp_path / "text-to-image-0-0.png")
-    call("text-to-speech", "twenty one", "--steps", "3")
-    call("speech-to-text", tmp_path / "text-to-speech-0-0.wav")
-    call("infill", "the red circle is ___ the blue square.")
-    infilled = (tmp_path / "infill-0-0.txt").read_text()
-    call("infill", "the red ___ is", "--n", "2", "--seed", "1")
-    call("infill", tmp_path / "text-to-image-0-0.png", "--hole", "0.5:1", "--caption", "a small red circle on white", "--steps", "3")
-    names = {f.name for f in tmp_path.iterdir()}
-    assert {"text-to-image-0-0.png", "image-to-text-0-0.txt", "text-to-speech-0-0.wav", "speech-to-text-0-0.txt",
-            "infill-0-0.txt", "infill-0-0.png", "infill-1-0.txt", "infill-1-1.txt"} <= names
-    assert infilled.startswith("the red circle is") and "the blue square." in infilled
+@pytest.fixture(scope="module")
+def toy(trained):
+    return sample.load_run(trained[0], CPU)
 
 
-def test_a_hole_in_a_text_leaves_the_tokens_around_it(trained):
-    toy = sample.load_run(trained[0], torch.device("cpu"))
-    before, after = toy.tokenizers["text"].encode(["the red circle is", " the blue square."])    # no token is a space alone
-    ids = sample.infill(toy, "the red circle is ___ the blue square.", "3", None, 0, {}).ids[0, data.HEAD:]
-    given = np.concatenate([toy.stream.to_ids("text", part) for part in (before, after)])
-    assert np.concatenate((ids[:len(before)], ids[len(before) + 3:][:len(after)])).tolist() == given.tolist()
+def held_out(run, kind, n):
+    return data.stacked(run.documents[kind][1].first(n))
 
 
-def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(trained, tmp_path, monkeypatch):
-    toy, calls = sample.load_run(trained[0], torch.device("cpu")), []
-    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(tmp_path / "grey.png")
-    draw = diffusion.sample
-
-    def spy(predict, x, *args, hold=None, **settings):
-        calls.append((x[0], hold[0]))
-        return draw(predict, x, *args, hold=hold, **settings)
-
-    monkeypatch.setattr(diffusion, "sample", spy)
-    made = sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {})
-    member = toy.stream.describe("image-text", made.ids).member[0]
-    (first, held), (second, free) = calls
-    assert np.array_equal(held.numpy(), member == 1) and not free.any() and (first[member == 0] == data.MASK).sum() == 8
-    assert np.array_equal(second[member == 0], made.ids[0, member == 0]) and (second[member == 1] == data.MASK).all() and set(made.outputs) == {"image", "text"}
-    calls.clear()
-    toy.config["args"]["modes"] = {"joint": 1.0}                                                     # no picture was seen alone: both at once
-    sample.infill(toy, str(tmp_path / "grey.png"), "0.5:1", None, 0, {})
-    assert len(calls) == 1 and not calls[0][1].any() and (calls[0][0][member == 1] == data.MASK).all()
+def content(run, kind, modality, ids):
+    """Ids of a member, (B, slot)."""
+    at = run.stream.describe(ids).of(kind, modality)
+    return ids[at].view(len(ids), -1)
 
 
-def test_texts_of_two_lengths_share_no_noise(trained, monkeypatch):
-    toy = sample.load_run(trained[0], torch.device("cpu"))
-    monkeypatch.setattr(sample, "drawn_lengths", lambda run, at_least, seed: np.array([24, 32]))
-    a, b = sample.generate(toy, "text", [None, None], temperature=1.0, correct=0).ids[:, data.HEAD:][:, :20]
-    assert (a != b).sum() > 10
+# ---- The tables.
 
 
-def test_flags_may_stand_before_the_prompt(trained, tmp_path):
-    done = run("sample.py", "text", "--run", trained[0], "--out", tmp_path, "--length", "12", "the red", "--n", "2")
-    assert len(list(tmp_path.glob("text-0-*.txt"))) == 2 and all(p.read_text().startswith("the red") for p in tmp_path.glob("*.txt")), done.stdout
+def test_tasks_are_the_directions_of_the_kinds():
+    """From nothing, and each member of a pair from the other."""
+    directions = set()
+    for kind, members in KINDS.items():
+        directions.add((kind, members))
+        if len(members) == 2:
+            directions |= {(kind, (member,)) for member in members}
+    assert set(TASKS.values()) == directions and len(TASKS) == len(directions)
+    for task, (kind, targets) in TASKS.items():
+        assert sorted(sample.given_members(task) + list(targets)) == sorted(KINDS[kind])
+    assert set(sample.FILES) == set(MODALITIES)
 
 
-def test_the_loss_of_training_is_the_bound_of_a_trained_model(trained):
-    """Times drawn as in training, with any schedule's weights, and masks of exactly k tokens estimate one bound; the former leave 0.1% of the
-    times at each end out."""
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    ids = np.load(trained[0] / "validation.npz")["image-text"].astype(np.int64)
-    rows = run.stream.describe("image-text", np.resize(ids, (32, ids.shape[1])))
-    ids, low, high, member = (torch.from_numpy(np.array(a)) for a in (rows.ids, rows.low, rows.high, rows.member))
-    predict, noisy = run.logits(rows), member >= 0
-    draws = {"bound": [diffusion.bound(predict, ids, noisy, low, high, data.MASK, data.rng(5, i)).mean() for i in range(24)]}
-    for name in ("linear", "cosine"):
-        draws[name] = []
-        for i in range(24):
-            rng = data.rng(6, i)
-            times = np.repeat(diffusion.stratified_times(32, rng.random())[:, None], 2, 1)
-            x, masked, weight, _ = diffusion.mask_tokens(ids, member.long(), times, np.ones((32, 2), bool), torch.from_numpy(rng.random(ids.shape)), data.MASK,
-                                                         diffusion.schedule(name))
-            with torch.no_grad():
-                nll = diffusion.token_nll(predict(x, masked), ids[masked], low[masked], high[masked])
-            draws[name].append((nll * weight[masked]).sum() / 32)
-    (want, error), *others = ((float(np.mean(v)), float(np.std(v)) / 24 ** 0.5) for v in draws.values())
-    for mean, its in others:
-        assert abs(mean - want) < 4 * np.hypot(error, its) + 0.003 * want, (want, error, mean, its)
+def test_defaults_are_settings_that_their_sampler_has():
+    assert set(DEFAULTS) == set(TASKS)
+    for settings in (*DEFAULTS.values(), sample.TEXT_OF_A_PAIR):
+        sampler = diffusion.SAMPLERS[settings["sampler"]]
+        own = {option for s in diffusion.SAMPLERS.values() for option in s.options}
+        assert set(settings) <= set(sample.SETTINGS)
+        assert set(settings) & own <= set(sampler.options)
+        assert sampler.grid or not {"steps", "grid"} & set(settings)
 
 
-def test_sampling_is_a_function_of_the_seed(trained):
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    made = [sample.generate(run, "image", [None] * 3, seed=seed, steps=4).ids for seed in (0, 0, 1)]
-    assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
+def test_another_sampler_drops_what_only_the_default_one_has():
+    assert sample.settings_for("speech", steps=None) == DEFAULTS["speech"]
+    assert sample.settings_for("speech", steps=3) == {**DEFAULTS["speech"], "steps": 3}
+    changed = sample.settings_for("speech", sampler="entropy", budget=1.0)
+    assert changed == dict(sampler="entropy", budget=1.0, temperature=0.6, guidance=1.0)
 
 
-def test_a_pair_begins_with_its_text(trained):
-    """The text is whole before anything of the picture shows; then the picture is drawn given it, as text-to-image draws it."""
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    made = sample.generate(run, "image", [None] * 2, seed=3, record=True, candidates=1)
-    member = run.stream.describe("image-text", made.ids).member
-    shown = [[(f[member == i] != data.MASK).any() for f in made.film] for i in (0, 1)]
-    whole = [(f[member == 1] != data.MASK).all() for f in made.film]
-    assert any(shown[0]) and any(shown[1]) and all(done for done, begun in zip(whole, shown[0]) if begun)
-    draft = made.film[whole.index(True)]
-    again = sample.answer(run, "text-to-image", draft, 3, candidates=1)
-    assert (again.ids == made.ids).all() and made.outputs["text"] == again.outputs["text"]
+def test_the_network_has_the_averaged_weights(toy):
+    average = files.load(toy.folder / "checkpoint.pt")["average"]
+    assert all(torch.equal(p, w) for p, w in zip(toy.net.parameters(), average, strict=True))
+    assert not toy.net.training
+
+
+# ---- All tasks.
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_given_stays_and_what_is_made_is_in_range(task, toy):
+    kind, targets = TASKS[task]
+    truth = held_out(toy, kind, 2)[[0, -1, 0]]
+    ids = truth
+    for modality in targets:
+        ids = sample.punch(toy, kind, ids, modality)
+    few = dict(record=True, candidates=2, rounds=1, correct=1)
+    made = sample.answer(toy, task, ids, 5, **few)
+    rows = toy.stream.describe(made.ids)
+    at = rows.member >= 0
+    assert ((rows.low <= made.ids) & (made.ids < rows.high))[at].all()
+    assert torch.equal(made.film[0], ids) and torch.equal(made.film[-1], made.ids)
+    given = ids != MASK
+    assert all(torch.equal(frame[given], truth[given]) for frame in made.film)
+    assert set(made.outputs) == set(KINDS[kind])
+    assert all(len(outputs) == 3 for outputs in made.outputs.values())
+    again = sample.answer(toy, task, ids, 5, **few)
+    assert torch.equal(again.ids, made.ids) and again.nfe == made.nfe > 0
+    assert not torch.equal(sample.answer(toy, task, ids, 6, **few).ids, made.ids)
+
+
+def test_a_pair_begins_with_its_text(toy):
+    """Its text is whole before anything of the picture shows. Then it is text-to-image."""
+    made = sample.generate(toy, "image", [None] * 2, seed=3, record=True, candidates=1, steps=3)
+    masked = [[(content(toy, "image-text", m, frame) == MASK) for m in ("image", "text")]
+              for frame in made.film]
+    whole = [not text.any() for _, text in masked]
+    draft = whole.index(True)
+    assert all(picture.all() for picture, _ in masked[:draft + 1])
+    again = sample.answer(toy, "text-to-image", made.film[draft], 3, candidates=1, steps=3)
+    assert torch.equal(again.ids, made.ids) and made.nfe > again.nfe
+
+
+def test_guidance_is_paid_for_and_none_at_zero(toy):
+    prompts = [RED] * 2
+    settings = dict(seed=1, candidates=1, steps=4, temperature=1.0)
+    none = sample.generate(toy, "text-to-image", prompts, guidance=0.0, **settings)
+    much = sample.generate(toy, "text-to-image", prompts, guidance=9.0, **settings)
+    assert none.nfe == 4 and much.nfe == 8 and not torch.equal(none.ids, much.ids)
+    plain = {**sample.settings_for("text-to-image", **settings)}
+    for name in ("guidance", "seed"):
+        del plain[name]
+    start = sample.punch(toy, "image-text", none.ids, "image")
+    assert torch.equal(sample.fill(toy, "image-text", start, seed=1, **plain).ids, none.ids)
+
+
+def test_candidates_are_paid_for(toy):
+    made = sample.generate(toy, "text-to-image", [RED] * 2, candidates=3, rounds=5, steps=4)
+    assert made.nfe <= 3 * (2 * 4 + 2 * 5) and len(made.outputs["image"]) == 2
+    assert made.nfe > 3 * 2 * 4
 
 
 def test_the_candidate_that_fits_its_prompt_is_taken():
-    """A network that knows exactly that every character repeats the colour at its place (plus 5): of four candidates a prompt the
-    one that obeys, of two that obey in part the better one; from either side, and counted."""
+    """The network knows that every character is the colour at its place, plus 5. Of four candidates
+    a prompt the one that obeys is taken, from either side, or the one that obeys most."""
     stream = data.Stream({"text": (1, 10), "image": (1, 4)}, {"image-text": [4, 5]})
-    pictures = np.array([[0, 1, 2, 3], [3, 3, 1, 0], [2, 0, 0, 1]])
-    captions = pictures + 5
-    rows = [[stream.row("image-text", [p, c]) for c in (c[::-1], np.where([0, 0, 1, 1], 0, c), c, np.where([1, 0, 0, 0], 0, c))][:k]
-            for p, c, k in zip(pictures, captions, (4, 4, 4))]
-    rows[1] = [rows[1][3], rows[1][0], rows[1][1], rows[1][1]]                          # three of four right is the best here
-    x, image = np.concatenate(rows), stream.start["image"]
+    image, text = stream.start["image"], stream.start["text"]
 
-    def logits(described):
-        where_image, where_text = np.flatnonzero(described.member[0] == 0), np.flatnonzero(described.member[0] == 1)[:4]
+    def predict(x, where):
+        logits = torch.zeros(*x.shape, stream.vocab)
+        of_image, of_text = slice(2, 6), slice(7, 11)
+        colours = x[:, of_text] - text - 5 + image                        # (B, 4)
+        colours = torch.where((colours >= image) & (colours < image + 4), colours, image + 4)
+        letters = x[:, of_image] - image + 5 + text
+        letters = torch.where(letters >= text + 5, letters, text)
+        logits[:, of_image].scatter_(2, colours[..., None], 9.0)
+        logits[:, of_text].scatter_(2, letters[..., None], 9.0)
+        return logits[where]
 
-        def predict(x, where):
-            out = torch.zeros(*x.shape, stream.vocab)
-            for i, t in zip(where_image.tolist(), where_text.tolist()):
-                for row in range(len(x)):
-                    if x[row, t] != data.MASK and 0 <= x[row, t] - stream.start["text"] - 5 < 4:
-                        out[row, i, image + x[row, t] - stream.start["text"] - 5] = 9.0
-                    if x[row, i] != data.MASK:
-                        out[row, t, stream.start["text"] + 5 + x[row, i] - image] = 9.0
-            return out[where]
-        return predict
-
-    run = types.SimpleNamespace(stream=stream, logits=logits, on=lambda a: torch.from_numpy(np.ascontiguousarray(a)))
+    right = np.array([0, 1, 2, 3])
+    captions = {"right": right + 5, "half": [5, 6, 0, 0], "most": [5, 6, 7, 0], "none": [0] * 4}
+    order = [["half", "most", "right", "none"], ["most", "half", "none", "none"]]
+    rows = [stream.document("image-text", [right, captions[name]]) for name in sum(order, [])]
+    run = types.SimpleNamespace(stream=stream, predict=predict)
     for given in ("image", "text"):
-        kept, nfe = sample.most_fitting(run, "image-text", torch.from_numpy(x), [given], 4, 0, rounds=3)
-        assert kept.tolist() == [2, 4, 10] and nfe.tolist() == [24, 18, 24]   # two of the second row's are one
+        kept, nfe = sample.best_candidates(run, "image-text", data.stacked(rows), [given], 4, 0, 6)
+        assert kept.tolist() == [2, 4]
+        assert nfe.tolist() == [2 * 6 * 4, 2 * 6 * 3]  # equal candidates are judged once
 
 
-def test_rows_that_agree_are_asked_once(trained):
-    """And what comes out is what every row gets alone."""
-    run, asked = sample.load_run(trained[0], torch.device("cpu")), []
-    net, run.dtype = run.net, torch.float32
-    rows = run.stream.describe("image-text", np.repeat(run.stream.row("image-text", [None, None])[None], 5, 0))
-    x = torch.from_numpy(np.array(rows.ids)).long()
-    where = x == data.MASK
-    first = where[0].nonzero()[0]
-    x[[1, 3], first] = run.stream.start["image"]                       # rows 0, 2 and 4 agree, and rows 1 and 3 but for what they ask
-    where[[1, 3], first] = where[3, -1] = False
-    run.net = lambda x, *layout, select: asked.append(len(x)) or net(x, *layout, select=select)
+def test_rows_that_agree_are_asked_once(toy, monkeypatch):
+    x = data.stacked([toy.stream.document("image-text", [None, None])] * 5)
+    where = x == MASK
+    x[[1, 3], 2] = toy.stream.start["image"]  # rows 0, 2, 4 agree; 1 and 3 but for what they ask
+    where[[1, 3], 2] = where[3, -1] = False
     with torch.no_grad():
-        alone = torch.cat([run.logits(rows)(x[i:i + 1], where[i:i + 1]) for i in range(5)])
-        together = run.logits(rows)(x, where)
-    assert asked == [1] * 5 + [3] and torch.allclose(alone, together, atol=1e-5)
+        alone = torch.cat([toy.ask(x[i:i + 1], where[i:i + 1]) for i in range(5)])
+        asked = []
+        ask = toy.ask
+        monkeypatch.setattr(toy, "ask", lambda x, where: asked.append(len(x)) or ask(x, where))
+        assert torch.allclose(toy.predict(x, where), alone, atol=1e-5)
+    assert asked == [3]
 
 
-def test_several_runs_make_one_table(trained, tmp_path):
-    """Mean and standard deviation of two runs' scores, by hand."""
-    scores = json.loads((trained[0] / "scores.json").read_text())
-    cell = {task: scores[task]["cells"]["seen"] for task in ("text-to-speech", "speech-to-text")}
-    for n, (said, heard) in enumerate(((0.5, 0.9), (0.7, 0.9))):
-        cell["text-to-speech"]["all"], cell["speech-to-text"]["all"] = said, heard
-        (tmp_path / f"{n}.json").write_text(json.dumps(scores))
-    lines = run("experiments/seeds.py", tmp_path / "0.json", tmp_path / "1.json").stdout.splitlines()
-    assert any(line.startswith("| text-to-speech | seen | 60 ± 14 | 50, 70 | whole phrase") for line in lines)
-    assert any(line.startswith("| speech-to-text | seen | 90 ± 0 | 90, 90 | whole phrase") for line in lines)
+def test_many_prompts_are_filled_in_pieces(toy):
+    ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 18)
+    made = sample.fill(toy, "speech-text", ids, ("text",), batch=1, sampler="ancestral", steps=2)
+    texts = content(toy, "speech-text", "text", made.ids)
+    assert len(made.ids) == 18 and not torch.equal(texts[:2], texts[16:])  # their noise differs
+    assert set(made.outputs) == {"text"} and 1 <= made.nfe <= 2
 
 
-def test_tasks_are_scored_alone_and_under_other_settings(trained):
-    toy, two = sample.load_run(trained[0], torch.device("cpu")), ("text-to-speech", "text")
-    settings = dict(sampler="ancestral", guidance=0.0, correct=0)
-    for steps in (1, 3):
-        scores = score.score(toy, 2, tasks=two, repeats=2, steps=steps, **settings)
-        assert tuple(scores) == two and all((steps + 1) / 2 <= scores[t]["nfe"] <= steps for t in two)      # steps that reveal nothing are free
-    assert "text-to-speech" in score.table(scores) and "bound" not in score.table(scores)
-    with pytest.raises(safe.UsageError, match="score infill: .* is judged on text-to-image, .*"):
-        score.score(toy, 2, tasks=("infill",))
+@pytest.mark.parametrize("changes", [dict(temprature=1.0), dict(eta=0.1), dict(budgets=1.0)])
+def test_misspelt_and_foreign_options_are_refused(changes, toy):
+    with pytest.raises(TypeError, match=next(iter(changes))):
+        sample.generate(toy, "text-to-speech", ["two"], **changes)
 
 
-def test_candidates_are_paid_for(trained):
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    made = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=3, rounds=3, steps=4, guidance=1.0)
-    assert made.nfe == 3 * (2 * 4 + 2 * 3) and made.ids.shape[0] == 2 and len(made.outputs["image"]) == 2
-    alone = sample.generate(run, "text-to-image", ["a small red circle on white"] * 2, seed=1, candidates=1, steps=4, guidance=1.0)
-    assert alone.nfe == 2 * 4
+def test_tasks_that_a_run_does_not_know_are_refused(toy, monkeypatch):
+    monkeypatch.delitem(toy.stream.slots, "image-text")
+    with pytest.raises(files.UsageError, match="image: .* not trained on image-text; it knows"):
+        sample.generate(toy, "image", [None])
+    with pytest.raises(files.UsageError, match="infill: .* not trained on image-text"):
+        sample.infill_file(toy, "image", None, (0, 1), None, 1, 0, {})
 
 
-def test_diversity_by_hand():
-    """Four samples of one prompt, (1/2, 1/4, 1/4) at one position; then four equal ones."""
-    ids = np.array([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
-    one, both = score.diversity(ids[:4], 4), score.diversity(ids, 4)
-    assert one["distinct"] == 0.75 and one["entropy"] == pytest.approx(1.5 * np.log(2))
-    assert both["distinct"] == (0.75 + 0.25) / 2 and both["entropy"] == pytest.approx(0.75 * np.log(2))
+# ---- Texts.
 
 
-def test_lengths_of_texts_are_those_of_held_out_documents(trained, tmp_path):
-    """The share of every extent, and none that is too short for the prompt; generated rows have them."""
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    packed = run.stream.pack("text", [np.arange(n) for n in (3, 12, 20, 5, 18)])
-    run.folder = tmp_path
-    np.savez(tmp_path / "validation.npz", text=packed)
-    rows = run.stream.describe("text", packed)
-    true = [int(((d == k) & (m == 0)).sum()) for d, m in zip(rows.doc, rows.member) for k in np.unique(d[m == 0])]
-    drawn = sample.drawn_lengths(run, np.zeros(4000, int), 3)
-    assert sorted(true) == [8, 8, 16, 24, 24]
+def test_texts_of_several_lengths_do_not_see_each_other(toy, monkeypatch):
+    """At temperature 0 each is what it is alone."""
+    greedy = dict(temperature=0.0, correct=0)
+    monkeypatch.setattr(sample, "drawn_extents", lambda run, at_least, seed: np.array([24, 8, 40]))
+    made = sample.generate(toy, "text", [None] * 3, **greedy)
+    assert made.ids.shape[1] == HEAD + 40 and len(made.outputs["text"]) == 3
+    for row, extent in zip(made.ids, (24, 8, 40)):
+        alone = sample.generate(toy, "text", [None], length=extent, **greedy).ids[0]
+        assert torch.equal(row[:HEAD + extent], alone)
+        assert (row[HEAD + extent:] == data.PAD).all()
+
+
+def test_texts_of_two_lengths_share_no_noise(toy, monkeypatch):
+    monkeypatch.setattr(sample, "drawn_extents", lambda run, at_least, seed: np.array([24, 32]))
+    a, b = sample.generate(toy, "text", [None] * 2, temperature=1.0, correct=0).ids[:, HEAD:22]
+    assert (a != b).sum() > 10
+
+
+def test_extents_are_drawn_as_in_training(toy, monkeypatch):
+    texts = [toy.stream.texts(np.arange(n))[0] for n in (3, 12, 20, 5, 18)]
+    documents = data.Documents.of(texts, toy.stream)
+    monkeypatch.setitem(toy.documents, "text", (documents, None))
+    true = np.array([8, 16, 24, 8, 24])
+    drawn = sample.drawn_extents(toy, np.zeros(4000, int), 3)
     for n in set(true) | set(drawn):
-        assert abs((drawn == n).mean() - np.mean(np.array(true) == n)) < 0.04, n
-    assert sample.drawn_lengths(run, np.full(200, min(true)), 3).min() > min(true)
-    assert (sample.drawn_lengths(run, np.full(2, 10**6), 3) == run.stream.slots["text"][0] - data.HEAD).all()
-    made = sample.generate(run, "text", [None] * 12, seed=3, steps=3, record=True)
-    extents = ((made.ids != data.PAD).sum(1) - data.HEAD).tolist()
-    assert extents == sample.drawn_lengths(run, np.zeros(12, int), 3).tolist() and len(set(extents)) > 1
-    assert all(f.shape == made.ids.shape for f in made.film) and (made.film[-1] == made.ids).all() and len(made.outputs["text"]) == 12
+        assert np.mean(drawn == n) == pytest.approx(np.mean(true == n), abs=0.04)
+    longer = sample.drawn_extents(toy, np.full(200, 8), 3)
+    assert set(longer) == {16, 24}  # room for something behind a prompt of 8
+    assert (sample.drawn_extents(toy, np.full(2, 24), 3) == toy.stream.slots["text"][0]).all()
 
 
-def test_error_of_a_ratio():
-    """A row of twice the tokens at twice the nats spreads nothing; by hand for two rows: residuals ± 1 over 2 tokens."""
-    assert score.ratio(np.array([2.0, 4.0, 6.0]), np.array([1, 2, 3])) == (2.0, 0.0)
-    assert score.ratio(np.array([1.0, 3.0]), np.array([2, 2])) == (1.0, pytest.approx(1 / 2 / 2 ** 0.5))
+def test_a_text_goes_on_from_its_prompt(toy):
+    made = sample.generate(toy, "text", ["the red circle", ""], seed=2, length=16, correct=2)
+    assert made.outputs["text"][0].startswith("the red circle")
+    assert made.ids.shape == (2, HEAD + 16)
+    hostile = sample.generate(toy, "text-to-image", ["ß红🟥"], steps=2, candidates=1)
+    assert hostile.outputs["text"] == ["ß红🟥"]
 
 
-def test_a_hole_in_a_picture_leaves_its_palette(trained):
-    run = sample.load_run(trained[0], torch.device("cpu"))
-    where = sample.part_of(run, "image", 0.5, 1, 19)
-    assert np.flatnonzero(where).tolist() == list(range(3 + 8, 19))          # the lower two of four rows
-    assert np.flatnonzero(sample.part_of(run, "speech", 0.5, 1, 8)).tolist() == [4, 5, 6, 7]
+# ---- Holes.
 
 
-def test_runs_of_another_layout_are_refused(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "old")
-    config = json.loads((tmp_path / "old" / "config.json").read_text())
-    (tmp_path / "old" / "config.json").write_text(json.dumps({**config, "layout_version": 1}))
-    with pytest.raises(data.DataError, match="another version"):
-        sample.load_run(tmp_path / "old")
-    with pytest.raises(data.DataError, match="another version"):           # its tokenizers would make other tokens
-        train.make_way(tmp_path / "old", types.SimpleNamespace(overwrite=True, keep_tokenizers=True))
-    assert (tmp_path / "old" / "checkpoint.pt").exists()
+def test_a_hole_in_a_text_leaves_what_is_around_it(toy):
+    before, after = toy.tokenizers["text"].encode(["the red circle is", " the blue square."])
+    made = sample.infill_text(toy, "the red circle is ___ the blue square.", 3, 2, 0, {})
+    ids = content(toy, "text", "text", made.ids).numpy()
+    behind = len(before) + 3
+    for row in ids:
+        codes = toy.stream.to_codes("text", row)
+        assert codes[:len(before)].tolist() == before.tolist()
+        assert codes[behind:behind + len(after)].tolist() == after.tolist()
+    with pytest.raises(files.UsageError, match="do not fit"):
+        sample.infill_text(toy, "a ___ b", 1000, 1, 0, {})
 
 
-def test_sampling_study_runs(trained):
-    folder, _ = trained
-    lines = run("experiments/sampling.py", "--quick", "--run", folder).stdout.splitlines()
-    kept = json.loads((folder / "sampling.json").read_text())
-    assert len(lines) == 10 and len(kept) == 11 and "default" in lines[0]
-    assert run("experiments/sampling.py", "--quick", "--run", folder).stdout.splitlines() == lines     # read, not made again
+def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(toy, monkeypatch):
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    codes = toy.tokenizers["image"].encode([picture])[0]
+    for caption in (None, RED):
+        made = sample.infill_file(toy, "image", picture, (0.5, 1), caption, 2, 0, {"steps": 3})
+        ids = content(toy, "image-text", "image", made.ids)
+        kept = toy.stream.to_ids("image", codes)[:11]  # three colours, the upper eight squares
+        assert ids[:, :11].tolist() == [kept.tolist()] * 2 and not (ids == MASK).any()
+        assert len(made.outputs["text"]) == 2 and len(made.outputs["image"]) == 2
+    assert made.outputs["text"] == [RED] * 2
+    order = []
+    real = sample.fill
+
+    def spy(run, kind, ids, targets=None, *args, **settings):
+        order.append(targets)
+        return real(run, kind, ids, targets, *args, **settings)
+
+    monkeypatch.setattr(sample, "fill", spy)
+    sample.infill_file(toy, "image", picture, (0.5, 1), None, 1, 0, {"steps": 3})
+    assert order == [("image",), ("text",)]
+    monkeypatch.setitem(toy.config["config"], "modes", {"joint": 1.0})  # no picture was seen alone
+    order.clear()
+    sample.infill_file(toy, "image", picture, (0.5, 1), None, 1, 0, {"steps": 3})
+    assert order == [("image", "text")]
 
 
-def test_passages_are_judged_by_form(trained):
-    lines = run("experiments/passages.py", "--n", "4", "--correct", "0,1", "--run", trained[0]).stdout.splitlines()
-    assert len(lines) == 9 and lines[-1].startswith("| all | ") and "(4)" in lines[-1]
+def test_nothing_ends_before_given_content(toy, monkeypatch):
+    """A network that wants ends everywhere: a hole in a clip gets none, what is behind it does."""
+    def ask(x, where):
+        rows = toy.stream.describe(x)
+        ends = (rows.high - 1)[where]
+        return torch.nn.functional.one_hot(ends, toy.stream.vocab) * 50.0
 
-
-def test_a_moving_picture_of_a_run(trained, tmp_path):
-    run("experiments/film.py", "--run", trained[0], "--out", tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as film:
-        grey = [film.seek(i) or (np.abs(np.asarray(film.convert("RGB")).astype(int) - page.GREY) < 4).all(2).sum() for i in range(film.n_frames)]
-    assert len(grey) > 5 and grey[0] > grey[len(grey) // 2] > grey[-1] and grey[0] > 10 * grey[-1]             # masked at first, all there in the end
-    done = run("experiments/film.py", "--run", tmp_path / "nowhere", check=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
-
-
-def test_what_is_shown_of_rows_that_are_masked_in_part(trained):
-    toy = sample.load_run(trained[0], torch.device("cpu"))
-    held = {kind: np.load(trained[0] / "validation.npz")[kind][:1].astype(np.int64) for kind in ("image-text", "speech-text")}
-    slot = {kind: toy.stream.describe(kind, ids).member[0] == 0 for kind, ids in held.items()}
-    ids = held["image-text"][0, slot["image-text"]]
-    want = sample.decode(toy, "image", [toy.stream.to_codes("image", ids)])[0].astype(int)
-    assert np.abs(page.masked_picture(toy, ids)[4:] - want).max() <= 1                               # nothing masked: as it is decoded
-    colourless = np.where(np.arange(len(ids)) < 3, data.MASK, ids)
-    assert (page.masked_picture(toy, colourless)[[0, 1, 2, *range(4, 36)]] == page.GREY).all()       # squares without their colours
-    ids[-1] = toy.stream.start["image"]                            # code 0 in the lower right corner, as if it were masked
-    want = sample.decode(toy, "image", [toy.stream.to_codes("image", ids)])[0].astype(int)
-    ids[-1] = data.MASK
-    shown = page.masked_picture(toy, ids)[4:].astype(int)
-    assert (shown[24:, 24:] == page.GREY).all() and np.abs(shown[:24] - want[:24]).max() <= 1
-    clip = held["speech-text"][0, slot["speech-text"]].copy()
+    monkeypatch.setattr(toy, "ask", ask)
     groups, size = toy.stream.codes["speech"]
-    clip[:groups], clip[groups:2 * groups] = data.MASK, toy.stream.ranges("speech", np.arange(len(clip)))[1][:groups] - 1      # a step masked, one of end tokens
-    shown = page.masked_clip(toy, clip)
-    step = shown.shape[1] // (len(clip) // groups)
-    assert (shown[:, :step] == page.GREY).all() and (shown[:, step:2 * step] == 255).all()
-    codes = toy.tokenizers["text"].encode(["the red circle is small."])[0]
-    text = np.concatenate((toy.stream.to_ids("text", codes), [toy.stream.ranges("text", np.arange(1))[1][0] - 1] * 2))
-    text[1:3] = data.MASK
-    decode = lambda part: toy.tokenizers["text"].decode([part])[0]
-    assert page.masked_text(toy, text) == [(decode(codes[:1]), 1), (None, 2), (decode(codes[3:]), len(codes) - 3)]     # up to the end token
+    wave = 0.1 * np.sin(np.arange(10_000) / 9).astype(np.float32)
+    codes = toy.tokenizers["speech"].encode([wave])[0]
+    made = sample.infill_file(toy, "speech", wave, (0.25, 0.75), None, 1, 0, {"steps": 3})
+    ids = content(toy, "speech-text", "speech", made.ids)[0].numpy()
+    assert len(toy.stream.to_codes("speech", ids)) == len(codes)
+    assert made.outputs["text"] == [""]
+    made = sample.infill_text(toy, "the ___ circle", 3, 1, 0, {})
+    assert made.outputs["text"][0].endswith(" circle")
+    row = data.stacked([toy.stream.document("speech-text", [None, None])])
+    row[0, 10] = toy.stream.ranges("speech", 8)[0]  # one token alone is given
+    rows = toy.stream.describe(row)
+    lower = rows.high - sample.without_early_ends(rows, "speech-text")
+    assert lower[0].nonzero()[:, 0].tolist() == list(range(2, 11))
+
+
+def test_a_hole_is_a_share_of_what_is_no_palette(toy):
+    def at(*args):
+        return np.flatnonzero(sample.share_of(toy, *args)).tolist()
+
+    assert at("image", 0.5, 1, 19) == list(range(11, 19))  # the lower two of four rows of squares
+    assert at("speech", 0.5, 1, 8) == [4, 5, 6, 7]
+    assert at("image", 0, 1, 19) == list(range(3, 19))
+
+
+def test_an_empty_clip_becomes_one_step(toy):
+    waves = sample.decode(toy, "speech", [np.zeros(0, np.int32)])
+    assert 0 < len(waves[0]) <= 2 * toy.tokenizers["speech"].config.step
+
+
+# ---- The command line.
+
+
+def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
+    def run(*given):
+        return call(sample.main, "--run", toy.folder, "--out", tmp_path, "--device", "cpu", *given)
+
+    printed = run("text-to-image", RED, "--steps", 3, "--n", 2, "--seed", 4)
+    made = sample.generate(toy, "text-to-image", [RED] * 2, seed=4, steps=3)
+    for i in range(2):
+        path = tmp_path / f"text-to-image-4-{i}.png"
+        assert np.array_equal(np.asarray(Image.open(path)), made.outputs["image"][i])
+        assert str(path) in printed
+    assert Image.open(tmp_path / "text-to-image-4-sheet.png").size == (3 * 64, 3 * 32)
+    assert (tmp_path / "text-to-image-4-1.txt").read_text() == RED + "\n"
+    run("text-to-speech", "twenty one", "--steps", 3)
+    wave, rate = soundfile.read(tmp_path / "text-to-speech-0-0.wav")
+    spoken = sample.generate(toy, "text-to-speech", ["twenty one"], steps=3).outputs["speech"][0]
+    assert rate == 16_000 and np.abs(wave - spoken.clip(-1, 1)).max() < 1e-4
+    run("image-to-text", tmp_path / "text-to-image-4-0.png", "--candidates", 1)
+    run("speech-to-text", tmp_path / "text-to-speech-0-0.wav", "--candidates", 1)
+    run("infill", tmp_path / "text-to-speech-0-0.wav", "--hole", "0:0.5", "--steps", 2)
+    printed = run("--length", 12, "text", "the red", "--n", 2, "--correct", 0)  # flags come first
+    texts = [(tmp_path / f"text-0-{i}.txt").read_text() for i in range(2)]
+    assert all(text.startswith("the red") for text in texts) and "".join(texts) in printed
+    printed = run("infill", "the red circle is ___ square.", "--hole", 1, "--correct", 0)
+    assert printed.startswith("the red circle is")
+    for name in ("image-to-text-0-0.txt", "speech-to-text-0-0.txt", "infill-0-0.wav"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_two_prompts_and_control_characters(toy, tmp_path):
+    printed = call(sample.main, "text-to-speech", "two", "a\x1b[2J", "--run", toy.folder, "--out",
+                   tmp_path, "--steps", 1)
+    assert printed.splitlines()[:2] == ["two", "a\\x1b[2J"]
+    status, errors = told(sample.main, "text-to-speech", "two", "--run", toy.folder, "--out",
+                          tmp_path, "--eta", 0.5)
+    assert status == 1 and "eta" in errors and errors.count("\n") == 1

@@ -1,253 +1,511 @@
-"""Samplers against exact laws: Markov chains, enumeration, closed forms."""
+"""Samplers against exact laws: Markov chains, enumeration, closed forms. And what holds for all."""
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import diffusion as d
-from worlds import MASK, TWINS, WORLD, World, assert_law, random_joint, tv
+from worlds import MASK, TWINS, WORLD, World, assert_law, assert_mean, random_joint, tv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Samplers against exact laws
+def named(cases):
+    """A parameter `options` of a test, named by its values."""
+    ids = [" ".join(map(str, case.values())) for case in cases]
+    return pytest.mark.parametrize("options", cases, ids=ids)
+
+
+def marginals(world):
+    """Law of tokens that are drawn independently of each other."""
+    law = np.ones(1)
+    for i in range(world.L):
+        others = tuple(j for j in range(world.L) if j != i)
+        law = np.outer(law, world.joint.sum(others)).ravel()
+    return law
+
+
+# ------------------------------------------------------------------------------------------------
+# Markov chains.
+
 
 def step_matrix(world, reveal, remask):
-    """Transition matrix between all (V+1)^L states when tokens are revealed, or masked again, independently."""
-    out = np.ones((len(world.states), 1))
+    """Transitions between all (V+1)^L states if tokens are revealed or masked independently."""
+    matrix = np.ones((len(world.states), 1))
     for i in range(world.L):
-        at, hidden = world.states[:, i], world.states[:, i] == MASK
-        move = np.where(hidden[:, None], reveal * world.conditional[:, i], (1 - remask) * np.eye(world.V + 1)[at])
+        symbol = world.states[:, i]
+        hidden = symbol == MASK
+        stay = (1 - remask) * np.eye(world.V + 1)[symbol]
+        move = np.where(hidden[:, None], reveal * world.conditional[:, i], stay)
         move[:, MASK] = np.where(hidden, 1 - reveal, remask)
-        out = (out[:, :, None] * move[:, None, :]).reshape(len(out), -1)
-    return out
+        matrix = (matrix[:, :, None] * move[:, None, :]).reshape(len(matrix), -1)
+    return matrix
 
 
 def chain(world, steps):
-    """Law of the final sequence after steps [(reveal, remask), ...], from all masked; no mask may be left."""
-    p = np.zeros(len(world.states))
-    p[0] = 1
+    """Law of the sequence after steps [(reveal, remask), ...] from all masked."""
+    p = np.eye(len(world.states))[0]
     for reveal, remask in steps:
         p = p @ step_matrix(world, reveal, remask)
     done = (world.states != MASK).all(1)
-    assert abs(p[done].sum() - 1) < 1e-9
+    assert p[done].sum() == pytest.approx(1)  # no mask is left
     return p[done]
 
 
-def remdm_steps(rates, sigma_of):
-    """(reveal, remask) of ReMDM from the posterior: alpha_s - (1 - sigma) alpha_t over 1 - alpha_t, and sigma."""
-    out = []
-    for m_t, m_s in zip(rates, rates[1:]):
-        sigma = sigma_of(m_t, m_s, min(1.0, m_s / (1 - m_t)) if m_t < 1 else 1.0)
-        out.append((((1 - m_s) - (1 - sigma) * (1 - m_t)) / m_t, sigma))
-    return out
+def remdm_steps(rates, eta):
+    """(reveal, remask) of ReMDM's cap from its posterior; eta 0 is ancestral sampling."""
+    steps = []
+    for before, after in zip(rates, rates[1:]):
+        sigma = min(eta, 1.0, after / (1 - before)) if before < 1 else eta
+        reveal = ((1 - after) - (1 - sigma) * (1 - before)) / before
+        steps.append((reveal, sigma))
+    return steps
 
 
 def cosine_rates(steps):
-    return np.cos(math.pi / 2 * np.linspace(0, 1, steps + 1)) * (np.arange(steps + 1) < steps)
+    return [math.cos(math.pi / 2 * k / steps) for k in range(steps)] + [0.0]
 
 
-@pytest.mark.parametrize("sampler,options", (
-    ("first-hitting", {}),
-    ("entropy", dict(budget=0.0)),
-    ("entropy", dict(budget=0.0, block=1)),
-    ("ancestral", dict(grid="linear", steps=250)),
-    ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6)),
-    ("confidence", dict(grid="linear", steps=3, choice_temperature=1e6, equal=True)),
-))
-def test_exact_samplers_reproduce_the_joint(sampler, options):
-    rows = 8000 if sampler == "ancestral" else 20000
-    assert_law(WORLD.counts(WORLD.run(rows, sampler=sampler, seed=1, **options)[0]), WORLD.p)
-
-
-REMDM = {"cap": lambda eta: lambda m_t, m_s, top: min(eta, top), "rescale": lambda eta: lambda m_t, m_s, top: eta * top,
-         "loop": lambda eta: lambda m_t, m_s, top: min(eta, top) if m_t == m_s else 0.0}
-
-
-def loop_rates(steps, at):
-    """Half of the steps at the rate nearest to `at`, the others along the cosine, read off at the fractions j/n."""
-    plain = steps - steps // 2
-    rates = np.interp(np.arange(plain + 1) / plain, np.arange(steps + 1) / steps, cosine_rates(steps))
-    turn = min(range(plain), key=lambda j: abs(rates[j] - at))
-    return np.array([*rates[:turn + 1], *[rates[turn]] * (steps // 2), *rates[turn + 1:]])
-
-
-@pytest.mark.parametrize("steps", (1, 2, 3, 6))
-@pytest.mark.parametrize("variant", ("ancestral", *REMDM))
-def test_few_steps_have_the_law_of_their_markov_chain(variant, steps):
-    """ancestral and ReMDM with few steps (not exact) against the matrix product of their own transitions."""
-    if variant == "ancestral":
-        law = chain(WORLD, remdm_steps(cosine_rates(steps), lambda *_: 0.0))
-        x = WORLD.run(20000, sampler="ancestral", steps=steps, seed=2)[0]
-    else:
-        rates = loop_rates(steps, 0.2) if variant == "loop" else cosine_rates(steps)
-        law = chain(WORLD, remdm_steps(rates, REMDM[variant](0.3)))
-        x = WORLD.run(20000, sampler="remdm", variant=variant, eta=0.3, loop_at=0.2, steps=steps, seed=2)[0]
-    assert_law(WORLD.counts(x), law)
-    if steps == 1:
-        marginals = [WORLD.joint.sum(tuple({0, 1, 2} - {i})) for i in range(3)]
-        np.testing.assert_allclose(law, np.einsum("i,j,k->ijk", *marginals).ravel(), atol=1e-12)
-
-
-@pytest.mark.parametrize("variant", REMDM)
-def test_remdm_is_exact_on_a_fine_grid(variant):
-    """The chain tends to the joint as the grid gets finer (its error is computed), and the sampler follows."""
-    eta, sizes = (0.02, (15, 60, 960))
-    error = []
-    for steps in sizes:
-        rates = loop_rates(steps, 0.2) if variant == "loop" else cosine_rates(steps)
-        error.append(tv(chain(WORLD, remdm_steps(rates, REMDM[variant](eta))), WORLD.p))
-    assert error[0] > error[1] > error[2] and error[2] < 0.006, error
-    rows = 6000             # sampling alone makes a total variation of about 0.4 * sum sqrt(p / rows) = 0.024
-    x = WORLD.run(rows, sampler="remdm", variant=variant, eta=eta, loop_at=0.2, steps=sizes[-1], seed=3)[0]
+@named([
+    dict(sampler="first-hitting"),
+    dict(sampler="entropy", budget=0.0),
+    dict(sampler="entropy", budget=0.0, block=1),
+    dict(sampler="ancestral", grid="linear", steps=250),
+    dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6),
+])
+def test_exact_samplers_reproduce_the_joint(options):
+    rows = 8000 if options["sampler"] == "ancestral" else 20_000
+    x, _, _ = WORLD.sample(rows, seed=1, **options)
     assert_law(WORLD.counts(x), WORLD.p)
 
 
-@pytest.mark.parametrize("variant", REMDM)
-def test_remdm_rates_step_by_step(variant):
-    """Of the revealed tokens sigma are masked again, of the masked ones the right share revealed: the grid's rate."""
-    rows, eta = 8000, 0.35
-    rates = loop_rates(8, 0.3) if variant == "loop" else cosine_rates(8)
-    _, _, film = WORLD.run(rows, sampler="remdm", steps=8, eta=eta, variant=variant, loop_at=0.3, seed=4, record=True)
-    film = [f.numpy() == MASK for f in film]
+@pytest.mark.parametrize("steps", (1, 2, 3, 6))
+@pytest.mark.parametrize("eta", (0.0, 0.3))
+def test_few_steps_have_the_law_of_their_markov_chain(eta, steps):
+    law = chain(WORLD, remdm_steps(cosine_rates(steps), eta))
+    if steps == 1:
+        np.testing.assert_allclose(law, marginals(WORLD), atol=1e-12)
+    x, _, _ = WORLD.sample(20_000, sampler="remdm", eta=eta, steps=steps, seed=2)
+    assert_law(WORLD.counts(x), law)
+    if eta == 0:
+        x, _, _ = WORLD.sample(20_000, sampler="ancestral", steps=steps, seed=2)
+        assert_law(WORLD.counts(x), law)
 
-    def close(hits, p):
-        assert abs(hits.mean() - p) <= 4 * math.sqrt(max(p * (1 - p), 0) / hits.size) + 1e-9
 
-    steps = remdm_steps(rates, REMDM[variant](eta))
-    for before, after, rate, (reveal, remask) in zip(film, film[1:], rates[1:], steps):
-        close(after, rate)
-        close(~after[before], reveal)
-        if not before.all():
-            close(after[~before], remask)
+def test_remdm_is_exact_on_a_fine_grid():
+    """The chain tends to the joint as the grid gets finer, and the sampler follows."""
+    errors = []
+    for steps in (15, 60, 480):
+        law = chain(WORLD, remdm_steps(cosine_rates(steps), 0.02))
+        errors.append(tv(law, WORLD.p))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.01  # below what 3000 draws can show
+    x, _, _ = WORLD.sample(3000, sampler="remdm", eta=0.02, steps=480, seed=3)
+    assert_law(WORLD.counts(x), WORLD.p)
 
 
 @pytest.mark.parametrize("K", (1, 2, 4, 10))
-def test_two_twins_in_K_steps_have_the_predicted_error(K):
-    """Both tokens fall into the same step with probability 1/K and then disagree half of the time: TV = 1/(2K)."""
+def test_two_twins_in_K_steps_have_the_error_of_the_docstring(K):
+    """They fall into the same step with probability 1/K, then disagree half of the time."""
     law = chain(TWINS, [(1 / (K - k), 0.0) for k in range(K)])
-    assert abs(tv(law, TWINS.p) - 1 / (2 * K)) < 1e-12
-    rows = 20000
-    counts = TWINS.counts(TWINS.run(rows, sampler="ancestral", grid="linear", steps=K, seed=5)[0])
-    wrong = (counts[1] + counts[2]) / rows
-    assert abs(wrong - 1 / (2 * K)) < 4 * math.sqrt(0.25 / K / rows)
-    assert_law(counts, law)
+    assert tv(law, TWINS.p) == pytest.approx(1 / (2 * K))
+    x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=K, seed=5)
+    assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / (2 * K))
+    assert_law(TWINS.counts(x), law)
 
 
-def test_entropy_budget_sets_parallelism():
-    """No budget: one uncertain token a call, with all the certain ones; a large one: all at once, independent."""
-    x, nfe, _ = WORLD.run(20000, sampler="entropy", budget=100.0, seed=6)
-    marginals = [WORLD.joint.sum(tuple({0, 1, 2} - {i})) for i in range(3)]
-    assert_law(WORLD.counts(x), np.einsum("i,j,k->ijk", *marginals).ravel())
+# ------------------------------------------------------------------------------------------------
+# Entropy.
+
+
+def test_the_entropy_budget_sets_how_many_are_drawn_at_once():
+    x, nfe, _ = WORLD.sample(20_000, sampler="entropy", budget=100.0, seed=6)
+    assert_law(WORLD.counts(x), marginals(WORLD))
     assert (nfe == 1).all()
-    copies = np.zeros((3, 3, 3))
-    copies[[0, 1, 2], [0, 1, 2], [0, 1, 2]] = (0.5, 0.3, 0.2)
-    copies = World(copies)
-    for budget in (0.0, -1.0):
-        x, nfe, _ = copies.run(2000, sampler="entropy", budget=budget, seed=7)
-        assert_law(copies.counts(x)[[0, 13, 26]], (0.5, 0.3, 0.2))
-        assert (nfe == 2).all()
-    counts = TWINS.counts(TWINS.run(20000, sampler="entropy", budget=0.7, seed=8)[0])          # 0.7 > ln 2
-    assert_law(counts, np.full(4, 0.25))
-    assert (TWINS.counts(TWINS.run(200, sampler="entropy", budget=0.69, seed=8)[0])[[1, 2]] == 0).all()
+    joint = np.zeros((3, 3, 3))
+    joint[range(3), range(3), range(3)] = (0.5, 0.3, 0.2)
+    copies = World(joint)  # after one token the others are certain
+    x, nfe, _ = copies.sample(2000, sampler="entropy", budget=0.0, seed=7)
+    assert_law(copies.counts(x), copies.p)
+    assert (nfe == 2).all()
+    x, _, _ = TWINS.sample(20_000, sampler="entropy", budget=0.7, seed=8)  # above ln 2
+    assert_law(TWINS.counts(x), np.full(4, 0.25))
+    x, _, _ = TWINS.sample(200, sampler="entropy", budget=0.69, seed=8)
+    assert torch.equal(x[:, 0], x[:, 1])
 
 
 @pytest.mark.parametrize("block", (1, 2))
-def test_entropy_within_a_block_goes_from_left_to_right(block):
-    """Every step reveals tokens among the leftmost `block` that are missing, and all of them once the budget allows it."""
-    _, nfe, film = WORLD.run(200, sampler="entropy", budget=100.0, block=block, seed=6, record=True)
+def test_a_block_goes_from_left_to_right(block):
+    _, nfe, film = WORLD.sample(200, sampler="entropy", budget=100.0, block=block, record=True)
     for before, after in zip(film, film[1:]):
         hidden = before == MASK
-        assert ((after != MASK) == (~hidden | (hidden.cumsum(1) <= block))).all()
-    assert (nfe == -(-film[0].shape[1] // block)).all()
+        shown = ~hidden | (hidden.cumsum(1) <= block)
+        assert torch.equal(after != MASK, shown)
+    assert (nfe == math.ceil(3 / block)).all()
 
 
 def test_entropy_reveals_the_longest_prefix_within_the_budget():
-    world, budget = World(random_joint(4, 2, 9)), 0.6
-    _, _, film = world.run(100, sampler="entropy", budget=budget, seed=9, record=True)
-    several = 0
-    for before, after in zip(film, film[1:]):
-        for a, b in zip(before.numpy(), after.numpy()):
-            hidden = np.flatnonzero(a == MASK)
-            if not len(hidden):
-                continue
-            q = world.conditional[a @ 3 ** np.arange(3, -1, -1)][hidden, 1:]
-            h = -(q * np.log(q)).sum(1)
-            best = max((n for n in range(1, len(h) + 1) if np.sort(h)[:n].sum() - np.sort(h)[n - 1] <= budget))
-            assert set(np.flatnonzero(a != b)) == set(hidden[np.argsort(h)[:best]])
-            several += 1 < best < len(h)
-    assert several
+    world = World(random_joint(4, 2, 9))
+    _, _, film = world.sample(100, sampler="entropy", budget=0.6, seed=9, record=True)
+    for before, after in zip(torch.cat(film[:-1]).numpy(), torch.cat(film[1:]).numpy()):
+        hidden = np.flatnonzero(before == MASK)
+        if not len(hidden):
+            continue
+        q = world.conditional[world.state(before)][hidden, 1:]
+        entropy = -(q * np.log(q)).sum(1)
+        order = np.argsort(entropy)
+        count = 1
+        while count < len(hidden) and entropy[order[:count]].sum() <= 0.6:
+            count += 1  # the sum leaves out the next one, the largest
+        assert set(np.flatnonzero(before != after)) == set(hidden[order[:count]])
 
 
-def greedy_law(world, state=None):
-    """Exact law of the confidence sampler without noise, one token a step: propose all, keep the likeliest proposal."""
-    state = [MASK] * world.L if state is None else state
+# ------------------------------------------------------------------------------------------------
+# Confidence.
+
+
+def greedy_law(world, state):
+    """Law of confidence without noise, one token a step: propose all, keep the likeliest."""
     hidden = [i for i in range(world.L) if state[i] == MASK]
     if not hidden:
-        return (np.arange(len(world.p)) == np.flatnonzero((world.sequences == state).all(1))[0]).astype(float)
-    q = world.conditional[np.array(state) @ (world.V + 1) ** np.arange(world.L - 1, -1, -1)]
-    keep = {}
+        return (world.sequences == state).all(1).astype(float)
+    q = world.conditional[world.state(np.array(state))]
+    law = 0.0
     for tokens in itertools.product(range(1, world.V + 1), repeat=len(hidden)):
-        p = np.array([q[i, v] for i, v in zip(hidden, tokens)])
-        best = int(p.argmax())
-        keep[hidden[best], tokens[best]] = keep.get((hidden[best], tokens[best]), 0) + p.prod()
-    return sum(p * greedy_law(world, [v if j == i else s for j, s in enumerate(state)]) for (i, v), p in keep.items())
+        p = q[hidden, tokens]
+        best = p.argmax()
+        then = list(state)
+        then[hidden[best]] = tokens[best]
+        law = law + p.prod() * greedy_law(world, then)
+    return law
 
 
 def test_greedy_confidence_is_biased_even_with_an_exact_network():
-    """Its order depends on the proposed values, and a rejected proposal is drawn anew: likely values are favoured.
+    """A rejected proposal is drawn anew, so likely values are favoured.
 
-    Two independent tokens, (0.6, 0.4) and (0.7, 0.3). The first call keeps the second token if it proposes its likely
-    value (0.7 beats 0.6 and 0.4), else the first token, and the second is then drawn anew from (0.7, 0.3): its unlikely
-    value survives with probability 0.3 * 0.3 = 0.09 instead of 0.3, while the first token keeps its law.
+    Two independent tokens, (0.6, 0.4) and (0.7, 0.3). The first call keeps the second token if it
+    proposes its likely value, since 0.7 beats 0.6. Else it keeps the first one, and the second is
+    drawn anew: its unlikely value survives with probability 0.3 * 0.3 instead of 0.3.
     """
     world = World(np.outer([0.6, 0.4], [0.7, 0.3]))
     law = np.outer([0.6, 0.4], [0.91, 0.09]).ravel()
-    np.testing.assert_allclose(greedy_law(world), law, atol=1e-12)
-    options = dict(sampler="confidence", choice_temperature=0.0)
-    for extra in (dict(grid="linear", steps=2), dict(equal=True, steps=2)):
-        assert_law(world.counts(world.run(20000, seed=10, **options, **extra)[0]), law)
-    law = greedy_law(WORLD)
+    np.testing.assert_allclose(greedy_law(world, [MASK] * 2), law, atol=1e-12)
+    options = dict(sampler="confidence", grid="linear", choice_temperature=0.0, seed=10)
+    x, _, _ = world.sample(20_000, steps=2, **options)
+    assert_law(world.counts(x), law)
+    law = greedy_law(WORLD, [MASK] * 3)
     assert tv(law, WORLD.p) > 0.1
-    assert_law(WORLD.counts(WORLD.run(20000, seed=11, grid="linear", steps=3, **options)[0]), law)
+    x, _, _ = WORLD.sample(20_000, steps=3, **options)
+    assert_law(WORLD.counts(x), law)
 
 
-def test_confidence_noise_is_annealed_gumbel():
-    """The weight of the noise is choice_temperature * (1 - (k+1)/N): two tokens in two steps, by integration.
+def test_noise_of_confidence_is_annealed_gumbel():
+    """Its weight is choice_temperature * remaining: T / 2 in the first of two steps.
 
-    Position 1 is certain (log p = 0), position 0 has log p = -ln 4 for each of four symbols: with noise of scale
-    c = T / 2 the first step keeps position 0 with the logistic probability 1 / (1 + 4^(1/c)).
+    The second token is certain (log p = 0), the first has log p = -ln 4. With noise of scale c the
+    first is kept with the logistic probability 1 / (1 + 4^(1 / c)).
     """
     joint = np.zeros((4, 4))
     joint[:, 0] = 0.25
-    world, T, rows = World(joint), 3.0, 20000
-    _, _, film = world.run(rows, sampler="confidence", grid="linear", steps=2, choice_temperature=T, seed=12,
-                           record=True)
-    share = (film[1][:, 0] != MASK).double().mean().item()
-    want = 1 / (1 + 4 ** (2 / T))
-    assert abs(share - want) < 4 * math.sqrt(want * (1 - want) / rows)
+    _, _, film = World(joint).sample(20_000, sampler="confidence", grid="linear", steps=2,
+                                     choice_temperature=3.0, seed=12, record=True)
+    assert_mean((film[1][:, 0] != MASK).numpy(), 1 / (1 + 4 ** (2 / 3.0)))
 
 
-def test_confidence_counts_are_exact():
-    """The number still masked is the whole part of n * m exactly, also where floats would fall short of an integer."""
-    L = 108
-    x = torch.zeros(L, L, dtype=torch.long).masked_fill(torch.arange(L) > torch.arange(L)[:, None], 1)   # n = 1..108
-    low, n = torch.ones_like(x), torch.arange(1, L + 1)
+def uniform_network(x, where):
+    return torch.zeros(int(where.sum()), 3)
 
-    def flat(x, where):
-        return torch.zeros(int(where.sum()), 3)
 
-    settings = dict(sampler="confidence", record=True)
-    for steps in (12, 19, 108):
-        for options in (dict(equal=True), dict(grid="linear")):
-            _, _, film = d.sample(flat, x, low, low + 2, MASK, steps=steps, **settings, **options)
-            seen = {int(n @ (f == MASK).sum(1)) for f in film}
-            want = {int(n @ (n * (steps - k) // steps)) for k in range(steps + 1)}
-            assert seen == want
-    _, _, film = d.sample(flat, x, low, low + 2, MASK, steps=12, **settings)                   # MaskGIT's cosine grid
-    for k, f in enumerate(film):
-        want = [math.floor(m * math.cos(math.pi / 2 * k / 12) + 1e-9) for m in n.tolist()]
-        assert (f == MASK).sum(1).tolist() == want
+@pytest.mark.parametrize("steps, grid", [(12, "linear"), (19, "linear"), (108, "linear"),
+                                         (12, "cosine")])
+def test_confidence_leaves_exactly_the_whole_part_masked(steps, grid):
+    """Also where floats fall short of an integer. Row i has i masked tokens."""
+    n = torch.arange(109)
+    x = (torch.arange(108) >= n[:, None]).long()
+    _, _, film = d.sample(uniform_network, x, x * 0 + 1, x * 0 + 3, MASK, "confidence", steps,
+                          grid, record=True)
+    for k, frame in enumerate(film):
+        if grid == "linear":
+            want = n * (steps - k) // steps
+        else:
+            want = (n * cosine_rates(steps)[k] + 1e-9).long()
+        assert torch.equal((frame == MASK).sum(1), want)
+
+
+# ------------------------------------------------------------------------------------------------
+# What holds for every sampler.
+
+ALL = [
+    dict(sampler="ancestral", steps=12),
+    dict(sampler="ancestral", steps=1),
+    dict(sampler="ancestral", grid=[1, 0.7, 0.2, 0]),
+    dict(sampler="first-hitting"),
+    dict(sampler="confidence", steps=7),
+    dict(sampler="confidence", grid="poly:2", steps=40, choice_temperature=0.0),
+    dict(sampler="remdm", steps=12, eta=0.3),
+    dict(sampler="entropy"),
+    dict(sampler="entropy", block=2, correct=2),
+]
+
+
+def ragged():
+    """A world, and rows with 0 to 4 masked tokens of 4."""
+    rng = np.random.default_rng(14)
+    x = rng.integers(1, 4, (60, 4))
+    for i, row in enumerate(x):
+        row[rng.permutation(4)[:i % 5]] = MASK
+    return World(random_joint(4, 3, 15)), torch.tensor(x)
+
+
+@named(ALL)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("guidance", (0.0, 1.0))
+def test_contracts_of_sampling(options, guidance):
+    """No mask is left, given tokens stay, the film is whole, calls are counted, seeds decide."""
+    world, x = ragged()
+    condition = torch.zeros_like(x).bool()
+    condition[:, 0] = True
+    draw = partial(d.sample, world.predict, x, *world.ranges(len(x)), MASK, guidance=guidance,
+                   condition=condition, **options)
+    global_state = torch.get_rng_state()
+    y, nfe, film = draw(seed=16, record=True)
+    assert torch.equal(torch.get_rng_state(), global_state)
+    assert torch.equal(x, ragged()[1])
+    world.counts(y)  # no mask is left
+    assert torch.equal(y[x != MASK], x[x != MASK])
+    assert torch.equal(film[0], x) and torch.equal(film[-1], y)
+    assert int(nfe.sum()) == world.rows
+    assert (nfe[(x != MASK).all(1)] == 0).all()
+    again, nfe_again, no_film = draw(seed=16)
+    assert torch.equal(y, again) and torch.equal(nfe, nfe_again) and no_film == []
+    assert not torch.equal(y, draw(seed=17)[0])
+
+
+def test_no_call_where_nothing_is_revealed():
+    _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
+    calls = 0
+    for before, after in zip(film, film[1:]):
+        calls = calls + (before != after).any(1)
+    assert len(film) == 101
+    assert torch.equal(nfe, calls)
+    x = torch.ones(3, 4, dtype=torch.long)
+    for options in ALL:
+        y, nfe, _ = d.sample(None, x, x, x + 3, MASK, **options)
+        assert torch.equal(x, y) and not nfe.any()
+
+
+@named([
+    dict(sampler="first-hitting"),
+    dict(sampler="entropy", budget=0.0),
+    dict(sampler="ancestral", grid="linear", steps=200),
+    dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6),
+    dict(sampler="remdm", steps=300, eta=0.02),
+])
+def test_infilling_is_exact_conditioning(options):
+    """With the middle token given, the law is the joint divided by that token's share."""
+    x, _, _ = WORLD.sample(6000, start=[MASK, 2, MASK], seed=19, **options)
+    assert_law(WORLD.counts(x), np.where(WORLD.sequences[:, 1] == 2, WORLD.p, 0))
+
+
+@named(ALL)
+def test_what_is_not_missing_stays_masked(options):
+    """The others are drawn without it: first-hitting has their marginal law."""
+    missing = torch.tensor([True, False, True]).repeat(4000, 1)
+    for correct in (0, 1):
+        changes = {**options, "correct": correct}
+        x, _, _ = WORLD.sample(4000, seed=20, missing=missing, **changes)
+        assert torch.equal(x != MASK, missing)
+        if options["sampler"] == "first-hitting" and not correct:
+            counts = torch.bincount(3 * x[:, 0] + x[:, 2] - 4, minlength=9)
+            assert_law(counts, WORLD.joint.sum(1).ravel())
+
+
+@pytest.mark.parametrize("grid", ([0.5, 0.2, 0], [1, 0.5], [1, 0.5, 0.5, 0], [0, 1], [1.0], "sine"))
+def test_bad_grids_are_refused(grid):
+    with pytest.raises(ValueError, match="fall strictly|choose linear"):
+        WORLD.sample(2, grid=grid)
+
+
+def test_a_misspelt_option_is_an_error():
+    with pytest.raises(TypeError, match="chioce_temperature"):
+        WORLD.sample(2, chioce_temperature=1.0)
+
+
+# ------------------------------------------------------------------------------------------------
+# Repair.
+
+
+def test_repair_mends_what_independent_draws_broke():
+    """Hidden alone, either twin contradicts the other. One is drawn anew and agrees."""
+    x, nfe, film = TWINS.sample(20_000, sampler="ancestral", steps=1, correct=1, record=True)
+    assert_law(TWINS.counts(film[1]), np.full(4, 0.25))
+    assert_law(TWINS.counts(x), TWINS.p)
+    broken = film[1][:, 0] != film[1][:, 1]
+    assert (nfe[broken] == 4).all()  # one to draw, two to judge, one to draw anew
+    assert (nfe[~broken] == 3).all()
+    assert torch.equal(x[~broken], film[1][~broken])
+
+
+def test_repair_does_not_see_tokens_that_are_hidden_together():
+    x = torch.tensor([[1, 2], [2, 1]])
+    draw = d.Draw(torch.Generator().manual_seed(0))
+    denoise = d.Denoiser(TWINS.predict, *TWINS.ranges(2), MASK, None, 0.0)
+    assert list(d.repair(denoise, draw, x, x > 0, 1, parts=1)) == []
+
+
+def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
+    """Of independent tokens with odds 7 : 3 and 9 : 1 the second's unlikely value goes first."""
+    world = World(np.outer((0.7, 0.3), (0.9, 0.1)))
+    options = dict(sampler="ancestral", steps=1, seed=31)
+    x, _, film = world.sample(4000, correct=1, record=True, **options)
+    both = (film[1] == 2).all(1)
+    assert (x[both, 0] == 2).all()
+    assert_mean((x[both, 1] == 2).numpy(), 0.1)
+    x, _, _ = world.sample(1000, correct=40, **options)
+    assert (x == 1).all()
+    x, _, _ = world.sample(200, start=[2, MASK], correct=40, **options)
+    assert (x == torch.tensor([2, 1])).all()  # given tokens stay, however unlikely
+
+
+# ------------------------------------------------------------------------------------------------
+# Guidance.
+
+
+def guided(conditional, unconditional, w):
+    p = conditional ** (1 + w) * unconditional ** -w
+    return p / p.sum(-1, keepdims=True)
+
+
+def test_guide_has_the_closed_form():
+    rng = np.random.default_rng(20)
+    c, u = rng.dirichlet(np.ones(5), (2, 3))
+    log_c = torch.tensor(np.log(c)) + 0.7  # logits that are not normalised do as well
+    log_u = torch.tensor(np.log(u)) - 1.3
+    for w in (-0.5, 0.0, 1.0, 2.5):
+        got = d.guide(log_c, log_u, w).softmax(-1)
+        np.testing.assert_allclose(got, guided(c, u, w), rtol=1e-10)
+    log_c[:, 1] = -torch.inf
+    log_u[:, 1] = -torch.inf
+    assert d.guide(log_c, log_u, 2.0).isneginf().nonzero()[:, 1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("sampler", d.SAMPLERS)
+def test_a_guided_token_has_the_closed_form(sampler):
+    world = World(random_joint(2, 4, 21))
+    law = guided(world.joint[2] / world.joint[2].sum(), world.joint.sum(0), 1.5)
+    condition = torch.tensor([True, False]).repeat(10_000, 1)
+    x, nfe, _ = world.sample(10_000, start=[3, MASK], sampler=sampler, steps=1, guidance=1.5,
+                             condition=condition, seed=22)
+    assert_law(torch.bincount(x[:, 1] - 1, minlength=4), law)
+    assert tv(law, world.joint[2] / world.joint[2].sum()) > 0.05
+    assert (nfe == 2).all()
+
+
+def test_guidance_over_two_tokens_in_random_order():
+    """The condition is 2. The first token is guided without the other, the second one with it."""
+    joint = WORLD.joint                                                   # (condition, a, b)
+    law = np.zeros((3, 3))
+    for j, turn in ((joint, "ab->ab"), (joint.transpose(0, 2, 1), "ab->ba")):
+        first = guided(j[1].sum(1) / j[1].sum(), j.sum((0, 2)), 1.2)
+        for a in range(3):
+            second = guided(j[1, a] / j[1, a].sum(), j[:, a].sum(0) / j[:, a].sum(), 1.2)
+            both = np.zeros((3, 3))
+            both[a] = first[a] * second
+            law += np.einsum(turn, both) / 2
+    condition = torch.tensor([True, False, False]).repeat(20_000, 1)
+    x, _, _ = WORLD.sample(20_000, start=[2, MASK, MASK], sampler="first-hitting", guidance=1.2,
+                           condition=condition, seed=24)
+    assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == 2], law.ravel())
+
+
+# ------------------------------------------------------------------------------------------------
+# Temperature, top-k, top-p, own ids, noise.
+
+
+@pytest.mark.parametrize("T", (0.5, 2.0))
+def test_temperature_has_the_closed_form(T):
+    world = World([0.5, 0.3, 0.15, 0.05])
+    x, _, _ = world.sample(20_000, sampler="ancestral", steps=1, temperature=T, seed=25)
+    assert_law(world.counts(x), world.p ** (1 / T))
+    x, _, _ = world.sample(50, temperature=0.0)
+    assert (x == 1).all()
+
+
+@pytest.mark.parametrize("options, kept", [
+    ({}, [0, 1, 2, 3, 4]),
+    (dict(top_k=1), [1]),
+    (dict(top_k=3), [0, 1, 3]),
+    (dict(top_k=4), [0, 1, 2, 3, 4]),   # a tie for the last place: both stay
+    (dict(top_k=9), [0, 1, 2, 3, 4]),
+    (dict(top_p=0.5), [1]),             # exactly reached: no more
+    (dict(top_p=0.51), [1, 3]),
+    (dict(top_p=0.76), [0, 1, 3]),
+    (dict(top_p=1e-9), [1]),            # never empty
+    (dict(top_k=2, top_p=0.6), [1]),    # of {1/2, 1/4} the first holds 2/3
+])
+def test_top_k_and_top_p_keep_the_right_ids(options, kept):
+    p = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625])
+    for shift in (0, 2):  # each row by itself
+        rows = torch.stack((p, p.roll(shift))).log()
+        filtered = d.filter_logits(rows, **options)
+        assert filtered[0].isfinite().nonzero()[:, 0].tolist() == kept
+        assert torch.equal(filtered[0].roll(shift), filtered[1])
+
+
+def test_top_k_through_sample_renormalises():
+    world = World([0.4, 0.3, 0.2, 0.1])
+    x, _, _ = world.sample(20_000, sampler="first-hitting", top_k=2, seed=26)
+    assert_law(world.counts(x), [0.4, 0.3, 0, 0])
+
+
+def test_proposals_come_with_the_networks_own_probability_and_entropy():
+    """Those before temperature, top-k and top-p."""
+    draw = d.Draw(torch.Generator().manual_seed(0), temperature=0.3, top_k=2, top_p=0.9)
+    denoise = d.Denoiser(WORLD.predict, *WORLD.ranges(9), MASK, None, 0.0)
+    x = torch.zeros(9, 3, dtype=torch.long)
+    where = torch.tensor([True, False, True]).expand(9, 3)
+    tokens, logp, entropy = draw.propose(denoise, x, where)
+    assert torch.equal(tokens != MASK, where)
+    for i in (0, 2):
+        p = WORLD.conditional[0, i]
+        np.testing.assert_allclose(logp[:, i], np.log(p[tokens[:, i]]), rtol=1e-5)
+        np.testing.assert_allclose(entropy[:, i], -(p[1:] * np.log(p[1:])).sum(), rtol=1e-5)
+
+
+@named(ALL)
+def test_each_position_keeps_to_its_own_ids(options):
+    """Although the network prefers others. All that are allowed occur."""
+    ids = [(1, 2), (3, 4), (5,), (6, 7, 8)]
+    low = torch.tensor([min(own) for own in ids]).repeat(300, 1)
+    high = torch.tensor([max(own) + 1 for own in ids]).repeat(300, 1)
+    logits = torch.linspace(-4, 4, 10)
+
+    def network(x, where):
+        return logits.expand(int(where.sum()), -1)
+
+    changes = {**options, "temperature": 3.0, "correct": 0}
+    x, _, _ = d.sample(network, low * 0, low, high, MASK, seed=27, **changes)
+    for own, column in zip(ids, x.T):
+        assert tuple(column.unique().tolist()) == own
+
+
+def test_noise_is_drawn_in_float64(monkeypatch):
+    """So it reaches 36.7 nats. Float32 has 24 bits and ends at 16.6."""
+    generator = torch.Generator().manual_seed(28)
+    u = d.uniform((1000,), generator)
+    assert ((u * 2 ** 24) % 1 != 0).double().mean() > 0.9
+    noise = d.gumbel((20_000,), generator)
+    assert_mean(noise.numpy(), np.euler_gamma)
+    assert noise.var() == pytest.approx(math.pi ** 2 / 6, rel=0.05)
+    # the largest number brings out a token that is 30 nats down, the smallest is finite
+    edges = torch.tensor([[0.0, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
+    monkeypatch.setattr(d, "uniform", lambda shape, generator: edges.expand(shape))
+    noise = d.gumbel((1, 3), generator)[0]
+    assert noise.isfinite().all() and 36.7 < noise[2] < 36.8
+    x = torch.zeros(1, 1, dtype=torch.long)
+    logits = torch.tensor([[9.0, 0.0, -30.0]])
+    y, _, _ = d.sample(lambda x, where: logits, x, x + 1, x + 3, MASK, "entropy")
+    assert y.item() == 2

@@ -1,6 +1,6 @@
-"""Small worlds whose exact conditionals are known, as networks for diffusion.py, and statistics for what it draws from them.
+"""Small worlds whose exact conditionals are known, as networks, and statistics of what is drawn.
 
-Statistical tests have fixed seeds and limits of 4 standard errors (p about 6e-5), so a failure is a bug, not bad luck.
+Seeds are fixed and limits are 4 standard errors (p about 6e-5): a failure is a bug, not bad luck.
 """
 import itertools
 import math
@@ -8,98 +8,121 @@ import math
 import numpy as np
 import torch
 
-import diffusion as d
+import diffusion
 
-MASK = 0                                  # symbols are 1..V
+MASK = 0  # the symbols are 1..V
 
 
 class World:
-    """A joint distribution of L tokens with V symbols, and a network: its exact conditionals, or random logits."""
+    """A joint distribution of L tokens with V symbols, and a network that knows it exactly.
+
+    network: a seed, for a network of random logits that knows nothing.
+    """
 
     def __init__(self, joint, network=None):
-        self.joint = joint = np.asarray(joint, float)                       # (V,) * L
-        self.L, self.V = joint.ndim, joint.shape[0]
-        self.sequences = np.array(list(itertools.product(range(1, self.V + 1), repeat=self.L)))           # (V^L, L)
-        self.p = joint.ravel()
-        self.states = np.array(list(itertools.product(range(self.V + 1), repeat=self.L)))                 # with masks
-        self.conditional = np.stack([self.conditionals(s) for s in self.states])                          # (S, L, V+1)
+        self.joint = np.asarray(joint, float)                             # (V,) * L
+        self.L = self.joint.ndim
+        self.V = self.joint.shape[0]
+        self.p = self.joint.ravel()                                       # (V^L,)
+        symbols = range(1, self.V + 1)
+        self.sequences = np.array(list(itertools.product(symbols, repeat=self.L)))   # (V^L, L)
+        self.states = np.array(list(itertools.product([MASK, *symbols], repeat=self.L)))
+        if network is None:
+            posteriors = [self.posterior(state) for state in self.states]
+            self.conditional = np.stack(posteriors)                       # (states, L, V + 1)
+        else:
+            size = (len(self.states), self.L, self.V + 1)
+            q = np.random.default_rng(network).lognormal(size=size)
+            q[..., MASK] = 0
+            self.conditional = q / q.sum(-1, keepdims=True)
         with np.errstate(divide="ignore"):
-            self.logits = np.log(self.conditional)
-        if network is not None:
-            self.logits = np.random.default_rng(network).normal(size=self.logits.shape)
-            e = np.exp(self.logits[..., 1:])
-            self.conditional = np.concatenate((0 * e[..., :1], e / e.sum(-1, keepdims=True)), -1)
-        self.logits[..., MASK] = 3.0        # a network that likes the mask id: only the restriction keeps it out
-        self.table = torch.tensor(self.logits, dtype=torch.float32)
-        self.calls, self.rows = 0, 0
+            logits = np.log(self.conditional)
+        logits[..., MASK] = 3.0  # it likes the mask id: only the restriction keeps that out
+        self.logits = torch.tensor(logits, dtype=torch.float32)
+        self.calls = 0
+        self.rows = 0
 
-    def conditionals(self, state):
+    def posterior(self, state):
+        """p(token | the unmasked tokens of a state), (L, V + 1)."""
         fits = ((self.sequences == state) | (state == MASK)).all(1)
-        out = np.zeros((self.L, self.V + 1))
+        p = np.zeros((self.L, self.V + 1))
         for i in range(self.L):
-            np.add.at(out[i], self.sequences[fits, i], self.p[fits])
-        return out / max(self.p[fits].sum(), 1e-300)
+            np.add.at(p[i], self.sequences[fits, i], self.p[fits])
+        return p / max(self.p[fits].sum(), 1e-300)
 
-    def code(self, x):
-        return (x * (self.V + 1) ** torch.arange(self.L - 1, -1, -1)).sum(1)
+    def state(self, x):
+        """Numbers of the states in x (B, L)."""
+        return np.asarray(x) @ (self.V + 1) ** np.arange(self.L)[::-1]
+
+    def ask(self, x, where):
+        """The network: logits (M, V + 1) at the True positions of where (B, L)."""
+        return self.logits[self.state(x)][where]
 
     def predict(self, x, where):
-        assert where.any(1).all() and (x[where] == MASK).all(), "only rows and positions that need the network"
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        return self.table[self.code(x)][where]
-
-    def predict_any(self, x, where):
-        """For the bound, which may ask for nothing."""
-        return self.table[self.code(x)][where]
+        """As `ask`, for samplers: only rows and tokens that need the network."""
+        assert where.any(1).all() and (x[where] == MASK).all()
+        self.calls += 1
+        self.rows += len(x)
+        return self.ask(x, where)
 
     def ranges(self, rows):
+        """low and high of each position."""
         low = torch.ones(rows, self.L, dtype=torch.long)
         return low, low + self.V
 
     def nll(self, x, masked):
-        """-log p(x_i | the unmasked of x) at the masked i, float64, independent of diffusion.token_nll. (B, L)"""
-        x, masked = np.asarray(x), np.asarray(masked)
-        state = np.where(masked, MASK, x) @ (self.V + 1) ** np.arange(self.L - 1, -1, -1)
-        p = np.take_along_axis(self.conditional[state], x[..., None], -1)[..., 0]
-        return np.where(masked, -np.log(np.where(masked, p, 1)), 0)
+        """-log p(x_i | the unmasked of x) at the masked i, else 0. (B, L) float64 numpy."""
+        p = self.conditional[self.state(np.where(masked, MASK, x))]       # (B, L, V + 1)
+        p = np.take_along_axis(p, np.asarray(x)[..., None], -1)[..., 0]
+        return -np.log(np.where(masked, p, 1))
 
     def counts(self, x):
         """How often each of the V^L sequences occurs in x (B, L)."""
         x = np.asarray(x)
-        assert (x >= 1).all() and (x <= self.V).all(), "mask id or an id outside the vocabulary in the output"
-        return np.bincount((x - 1) @ self.V ** np.arange(self.L - 1, -1, -1), minlength=self.V ** self.L)
+        assert (x >= 1).all() and (x <= self.V).all()
+        number = (x - 1) @ self.V ** np.arange(self.L)[::-1]
+        return np.bincount(number, minlength=self.V ** self.L)
 
     def entropy(self):
-        return -(self.p[self.p > 0] * np.log(self.p[self.p > 0])).sum()
+        p = self.p[self.p > 0]
+        return -(p * np.log(p)).sum()
 
-    def run(self, rows, start=None, **options):
-        """diffusion.sample on `rows` copies of start (all masked), counts of the sequences it gives."""
-        x = torch.zeros(rows, self.L, dtype=torch.long) if start is None else torch.tensor([start] * rows)
-        return d.sample(self.predict, x, *self.ranges(rows), MASK, **options)
+    def sample(self, rows, start=None, **options):
+        """diffusion.sample on `rows` copies of start, which is all masked by default."""
+        x = torch.tensor(start or [MASK] * self.L).repeat(rows, 1)
+        return diffusion.sample(self.predict, x, *self.ranges(rows), MASK, **options)
 
 
 def random_joint(L, V, seed, floor=0.3):
     """A strongly dependent joint with no cell too small for a chi-square test."""
-    p = np.random.default_rng(seed).dirichlet(np.full(V ** L, 0.3)) * (1 - floor) + floor / V ** L
+    p = np.random.default_rng(seed).dirichlet(np.full(V ** L, 0.3))
+    p = p * (1 - floor) + floor / V ** L
     return p.reshape((V,) * L)
 
 
 WORLD = World(random_joint(3, 3, 1))
-NOISY_NET = World(random_joint(3, 3, 1), network=2)
-TWINS = World([[0.5, 0], [0, 0.5]])            # two tokens, uniform on {00, 11}
+NOISY = World(random_joint(3, 3, 1), network=2)  # the same joint, a network that knows nothing
+TWINS = World([[0.5, 0], [0, 0.5]])              # two tokens, uniform on {00, 11}
 
 
 def chi_square_z(counts, p):
-    """The chi-square statistic as a normal deviate (Wilson and Hilferty); cells without probability must be empty."""
-    counts, p = np.asarray(counts, float), np.asarray(p, float) / np.sum(p)
+    """The chi-square statistic as a normal deviate (Wilson and Hilferty).
+
+    Cells without probability must be empty. Rare ones are counted together.
+    """
+    counts = np.asarray(counts, float)
+    p = np.asarray(p, float)
     assert (counts[p == 0] == 0).all()
-    expected = counts.sum() * p
-    rare = expected < 8                                                   # such cells are counted together
-    counts, expected = (np.append(a[~rare], a[rare].sum()) for a in (counts, expected))
-    counts, expected = counts[expected > 0], expected[expected > 0]
+    expected = counts.sum() * p / p.sum()
+    rare = expected < 8
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    counts = counts[expected > 0]
+    expected = expected[expected > 0]
     dof = len(expected) - 1
-    return (((counts - expected) ** 2 / expected).sum() / dof) ** (1 / 3) / math.sqrt(2 / (9 * dof)) \
-        - (1 - 2 / (9 * dof)) / math.sqrt(2 / (9 * dof))
+    mean_square = ((counts - expected) ** 2 / expected).sum() / dof
+    variance = 2 / (9 * dof)
+    return (mean_square ** (1 / 3) - (1 - variance)) / math.sqrt(variance)
 
 
 def assert_law(counts, p):
@@ -107,9 +130,12 @@ def assert_law(counts, p):
     assert z < 4, f"chi-square deviate {z:.1f}"
 
 
+def assert_mean(values, want, slack=0.0):
+    """The mean of draws is `want` within 4 standard errors."""
+    error = np.std(values) / math.sqrt(len(values))
+    assert abs(np.mean(values) - want) <= 4 * error + slack, (np.mean(values), want, error)
+
+
 def tv(p, q):
+    """Total variation."""
     return 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum()
-
-
-def mean_and_error(values):
-    return np.mean(values), np.std(values) / math.sqrt(len(values))

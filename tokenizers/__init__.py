@@ -1,11 +1,12 @@
-"""Three tokenizers with one interface: text (byte-pair encoding), image and audio (FSQ autoencoders).
+"""Three tokenizers: text (byte-pair encoding), image and audio (autoencoders with FSQ).
 
-    tok = text.train(samples, ...)       learn one; image.train and audio.train likewise
-    tok.encode(samples) -> [int32 (n,)]  ids; tok.decode(ids) -> samples
-    tok.save(path), load(path)           .json for text, .pt for image and audio
-    tok.report(samples), lines(report)   plain figures, among them a trivial baseline at equal bits
-    tok.size, tok.groups                 position p of the stream carries an id of group p % groups, in 0..size-1
-    tok.name                             12 hex digits that change whenever the ids could
+    text.train(texts, vocab_size)              image.train(samples, config, steps), audio likewise
+    tokenizer.encode(samples), .decode(ids)    lists of samples <-> lists of int32 arrays (n,)
+    tokenizer.save(path), module.load(path)    .json for text, .pt for image and audio
+    tokenizer.report(samples)                  figures; module.lines(report) puts them in words
+    tokenizer.groups, tokenizer.size           position p has an id of group p % groups, below size
+    tokenizer.name                             12 hex digits that change whenever the ids could
 
-A sample is a str, a uint8 (H, W, C) picture, or a float32 (samples,) waveform at 16 kHz in [-1, 1].
+A sample is a str, a uint8 picture (height, width, channels) or a float32 wave (samples,) at 16 kHz
+in [-1, 1]. What cannot be encoded or decoded raises a ValueError.
 """

@@ -1,168 +1,195 @@
-"""Finite scalar quantisation (FSQ, Mentzer et al., arXiv 2309.15505) and what the image and audio codecs share.
+"""Finite scalar quantisation (FSQ, Mentzer et al., arXiv 2309.15505), and a base for codecs.
 
-A latent of d channels is bounded, each channel is rounded to one of levels[i] values, and the d digits read as one
-mixed-radix number are the token id. Nothing is learnt in the quantiser, so no code can die; the gradient goes
-straight through the rounding.
+A latent of d channels is bounded, each channel is rounded to one of levels[i] values, and the d
+digits, read as one mixed-radix number, are the token id. Nothing is learnt in the quantiser, so no
+code can die. The gradient goes straight through the rounding.
 """
-
 import hashlib
 import json
 import math
-import time
 from dataclasses import asdict
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import nn
+from tqdm import trange
 
-import safe
-
-
-def squash(z, levels):
-    """z (..., d) -> the same shape, channel i strictly between -0.5 and levels[i] - 0.5, for any number of levels.
-
-    sigmoid(1.7 z) is close to the normal distribution's cumulative, so a unit-normal z uses all levels alike.
-    """
-    return torch.sigmoid(1.7 * z) * levels - 0.5
+import files
+from files import DataError
 
 
-def quantise(z, levels):
-    """z (..., d), levels (d,) -> digits (..., d): whole floats in 0..levels-1 with the gradient of squash()."""
-    x = squash(z, levels)
-    digits = torch.minimum(x.round().clamp(min=0), levels - 1)  # a saturated sigmoid would round to `levels`
-    return x + (digits - x).detach()
+class FSQ(nn.Module):
+    """The quantiser. levels: how many values each of d channels takes."""
 
+    def __init__(self, levels):
+        super().__init__()
+        levels = torch.tensor(levels)
+        places = torch.cat([levels.new_ones(1), levels[:-1].cumprod(0)])  # 1, l0, l0 l1, ...
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("levels", levels, persistent=False)
 
-def commitment(z, levels):
-    """Mean square distance of squash(z) to the digits it is rounded to, a scalar to add to a loss (as in VQ-VAE, arXiv
-    1711.00937, eq. 3). Without it latents settle near the edges between levels too, and little changes of a picture or its
-    palette change tokens (experiments/README.md): noise that the diffusion model would have to learn.
-    """
-    return (squash(z, levels) - quantise(z, levels).detach()).square().mean()
+    def bound(self, z):
+        """Latents (..., d) -> channel i between -0.5 and levels[i] - 0.5.
 
+        sigmoid(1.7 z) is close to the normal distribution's cumulative: a unit-normal z uses all
+        levels alike.
+        """
+        return torch.sigmoid(1.7 * z) * self.levels - 0.5
 
-def centred(digits, levels):
-    """digits (..., d) -> what the decoder sees, in [-1, 1]."""
-    return digits * 2 / (levels - 1) - 1
+    def digits(self, z):
+        """Latents (..., d) -> whole floats in 0..levels-1, with the gradient of bound()."""
+        bounded = self.bound(z)
+        digits = bounded.round().clamp(min=0)
+        digits = torch.minimum(digits, self.levels - 1)  # a saturated sigmoid rounds to `levels`
+        return bounded + (digits - bounded).detach()
 
+    def centred(self, digits):
+        """Digits (..., d) -> what a decoder sees, in [-1, 1]."""
+        return digits * 2 / (self.levels - 1) - 1
 
-def to_ids(digits, levels):
-    """digits (..., d) -> ids (...), int64; the first channel is the least significant digit."""
-    return (digits.round().long() * radix(levels)).sum(-1)
+    def forward(self, z):
+        """Latents (..., d) -> what a decoder sees of them."""
+        return self.centred(self.digits(z))
 
+    def commitment(self, z):
+        """Mean square distance of latents to their digits, for the loss (arXiv 1711.00937 eq. 3).
 
-def to_digits(ids, levels):
-    """ids (...) -> digits (..., d), float."""
-    return (ids[..., None] // radix(levels) % levels.long()).to(levels.dtype)
+        Without it latents settle near the edges between levels, and small changes of a picture
+        change its tokens: noise that the diffusion model would have to learn.
+        """
+        return (self.bound(z) - self.digits(z).detach()).square().mean()
 
+    def ids(self, z):
+        """Latents (..., d) -> ids (...), int64. The first channel is the least significant."""
+        return (self.digits(z).round().long() * self.places).sum(-1)
 
-def radix(levels):
-    """levels (d,) -> place values (d,), int64: 1, l0, l0 l1, ..."""
-    return torch.cat([levels.new_ones(1), levels[:-1]]).long().cumprod(0)
+    def look_up(self, ids):
+        """Ids (...) -> what a decoder sees, (..., d)."""
+        return self.centred(ids[..., None] // self.places % self.levels)
 
 
 def check_levels(levels):
-    if not levels or any(not isinstance(n, int) or n < 2 for n in levels) or math.prod(levels) > 2**20:
-        raise ValueError(f"levels {levels} must be whole numbers from 2 up with a product of at most 2^20")
+    """A ValueError unless levels is a tuple that makes 2 to 2^20 codes."""
+    whole = all(isinstance(n, int) and n >= 2 for n in levels)
+    if not levels or not whole or math.prod(levels) > 2**20:
+        raise ValueError(f"levels {levels} must be whole numbers from 2 up, with a product of at "
+                         "most 2^20")
 
 
-def seeded(make, seed):
-    """make() with the CPU generator at seed; the global state is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
+def usage(ids, size):
+    """(codes used, perplexity) of ids (n,). Both are `size` where all codes are as frequent."""
+    share = np.bincount(ids, minlength=size) / len(ids)
+    share = share[share > 0]
+    return len(share), np.exp(-(share * np.log(share)).sum())
 
 
-def fit(net, loss_of, count, batch, lr, seconds=None, steps=None, seed=0, name="tokenizer", warmup=0.05):
-    """Train net: AdamW, warm-up over a share of the steps, cosine down to nothing at the end.
-
-    loss_of(rows, rng) -> (scalar loss, {name: figure for the bar}); rows (batch,) index the `count` samples, rng is
-    a numpy Generator, both functions of (seed, step) alone. Give steps (repeatable), or seconds: then the schedule
-    follows the clock, warm-up included, so that it ends in time however fast the machine is. Returns the number of steps made.
-    A DataError at the first loss, gradient or, at the end, weight that is not finite.
-    """
-    if (seconds is None) == (steps is None) or (seconds or steps) <= 0:
-        raise ValueError(f"give either seconds or steps, above 0, to train a tokenizer: got {seconds} and {steps}")
-    fused = next(net.parameters()).device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
-    bar = tqdm(total=steps, desc=name, leave=False, mininterval=0.5)
-    net.train()
-    start, step, done = time.time(), 0, 0.0
-    while done < 1:
-        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, done / warmup + 0.02) * 0.5 * (1 + math.cos(math.pi * done))
-        loss, figures = loss_of(rng.integers(0, count, batch), rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        if not math.isfinite(float(loss.detach() + norm)):
-            bar.close()
-            raise safe.DataError(f"{name}: loss or gradient is not finite at step {step}: look for samples far out of range")
-        optimizer.step()
-        step += 1
-        done = step / steps if steps else (time.time() - start) / seconds
-        bar.update()
-        if step % 50 == 0:
-            bar.set_postfix({key: f"{float(value):.3g}" for key, value in figures.items()}, refresh=False)
-    bar.close()
-    if not safe.finite(net.state_dict().values()):
-        raise safe.DataError(f"{name}: weights are not finite after {step} steps: look for samples far out of range")
-    net.eval()
-    return step
+def lines(report):
+    """What Codec.figures says, in words."""
+    return ("{tokens_per_item:.0f} tokens = {bits_per_item:.0f} bits an item\n  {used:.0f} of "
+            "{size} codes used, perplexity {perplexity:.0f}; {steps} steps, {items} items"
+            .format(**report))
 
 
 class Codec:
-    """What an image and an audio tokenizer have in common: a config (dataclass), a network, a file."""
+    """What image and audio tokenizers share: a config, a network, its training, a file.
 
-    kind = None  # "image", "audio"
+    Subclasses name them: kind ("image" or "audio") and the classes Config and Net.
+    """
 
-    def __init__(self, config, net, steps=0):
-        self.config, self.net, self.steps = config, net.eval(), steps
+    def __init__(self, config, steps, seed=0):
+        """steps: how long the network is trained. seed: of its first weights."""
+        self.config = config
+        self.steps = steps
         self.size = math.prod(config.levels)
+        self.groups = getattr(config, "groups", 1)
+        with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
+            torch.default_generator.manual_seed(seed)
+            self.net = self.Net(config).eval()
+
+    def fit(self, loss_of, lr, seed, warmup):
+        """Train the network for self.steps steps with AdamW.
+
+        loss_of(rng) is the loss of a batch. rng is a numpy Generator, a function of (seed, step).
+        The learning rate rises to lr over the share `warmup` of the steps and falls along a cosine
+        to 0. DataError at the first loss or gradient that is not finite.
+        """
+        if self.steps < 1:
+            raise ValueError(f"a tokenizer needs at least one training step, got {self.steps}")
+        unsound = "{} tokenizer: the {} not finite after {} steps: look for extreme samples"
+        weights = list(self.net.parameters())
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
+        self.net.train()
+        bar = trange(self.steps, desc=f"{self.kind} tokenizer", leave=False, mininterval=0.5)
+        for step in bar:
+            done = step / self.steps
+            rate = lr * min(1.0, done / warmup + 0.02) * 0.5 * (1 + math.cos(math.pi * done))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(np.random.Generator(np.random.Philox(key=[seed, step])))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            loss = float(loss.detach())
+            if not math.isfinite(loss + float(norm)):
+                bar.close()
+                raise DataError(unsound.format(self.kind, "loss or its gradient is", step))
+            optimizer.step()
+            bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+        self.net.eval()
+        if not all(value.isfinite().all() for value in self.net.state_dict().values()):
+            raise DataError(unsound.format(self.kind, "weights are", self.steps))
 
     @property
     def name(self):
         """12 hex digits of the config and the weights."""
         digest = hashlib.sha256(json.dumps([self.kind, asdict(self.config)]).encode())
         for key, value in self.net.state_dict().items():
-            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
     @property
     def device(self):
-        return next(self.net.parameters()).device
+        return self.net.fsq.levels.device
 
     def to(self, device):
         self.net.to(device)
         return self
 
     def save(self, path):
-        """Write config and weights to path (.pt), whole or not at all."""
+        """Write config and weights to path (.pt)."""
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        saved = {"kind": self.kind, "config": asdict(self.config), "steps": self.steps, "weights": weights}
-        safe.save(path, saved)
+        files.save(path, {"kind": self.kind, "config": asdict(self.config), "steps": self.steps,
+                          "weights": weights})
 
     @classmethod
-    def load(cls, path, config_type, net_type, device="cpu"):
-        saved = safe.load(path)
+    def load(cls, path, device="cpu"):
+        """What save() wrote. DataError for another file."""
+        saved = files.load(path)
         if not isinstance(saved, dict) or saved.get("kind") != cls.kind:
-            raise ValueError(f"{path} is not an {cls.kind} tokenizer of ours; train one with {cls.kind}.train")
-        config = config_type(**saved["config"])
-        net = seeded(lambda: net_type(config), 0)
-        net.load_state_dict(saved["weights"])
-        return cls(config, net, saved["steps"]).to(device)
+            raise DataError(f"{files.quoted(path)} is no {cls.kind} tokenizer: train one")
+        try:
+            codec = cls(cls.Config(**saved["config"]), saved["steps"])
+            codec.net.load_state_dict(saved["weights"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise DataError(f"{files.quoted(path)} was made by another version "
+                            f"({files.reason(error)}): train afresh")
+        return codec.to(device)
 
-    def check_ids(self, ids):
-        """ids as an int64 array (n,), or a ValueError."""
+    def look_up(self, ids):
+        """Ids (n,) -> what a decoder sees, (n, d) on the device. ValueError for what is no id."""
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.size)):
-            raise ValueError(f"{self.kind} ids must be one row of ids in 0..{self.size - 1}; take control ids out first")
-        return ids
+            raise ValueError(f"{self.kind} ids must be one row of ids in 0..{self.size - 1}; take "
+                             "control ids out first")
+        return self.net.fsq.look_up(torch.from_numpy(ids).to(self.device))
 
-
-def usage(ids, size):
-    """(codes used, perplexity) of ids (n,): size and size when all codes are equally frequent."""
-    share = np.bincount(ids, minlength=size) / max(1, len(ids))
-    share = share[share > 0]
-    return len(share), float(np.exp(-(share * np.log(share)).sum()))
+    def figures(self, codes):
+        """What a list of ids costs, and how many codes it uses (the mean over groups)."""
+        ids = np.concatenate(codes).reshape(-1, self.groups)
+        used, perplexity = np.mean([usage(column, self.size) for column in ids.T], 0)
+        length = ids.size / len(codes)
+        return {"items": len(codes), "steps": self.steps, "size": self.size, "used": float(used),
+                "perplexity": float(perplexity), "tokens_per_item": length,
+                "bits_per_item": length * math.log2(self.size)}

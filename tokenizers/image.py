@@ -1,122 +1,167 @@
-"""Picture <-> ids: a small convolutional autoencoder with finite scalar quantisation, trained here.
+"""Picture <-> ids: a palette, and a small convolutional autoencoder with FSQ, trained here.
 
-A picture becomes a few tokens for its main colours, its palette, and one token for each patch x patch square that says
-where in the square which of these colours lies (a 32x32 picture: 3 + 4x4 = 19 tokens, the squares row by row). A red disc
-on white and a blue one on black thus differ in their palette alone, and the diffusion model learns what a disc is once and
-not once for each pair of colours (experiments/README.md). Finding the colours is not learnt; what stands for them, and
-for the squares, is. All convolutions run on the token grid, where they are cheap: pixels are folded into channels first
-and unfolded last. The encoder sees one square; residual 3x3 convolutions let the decoder draw an edge from what the
-tokens around it say.
+A picture becomes a few tokens for its main colours, its palette, and one token for each square of
+patch x patch pixels that says where in the square which of these colours lies. A 32x32 picture has
+3 + 4x4 = 19 tokens, the squares row by row. A red disc on white and a blue one on black differ in
+their palette alone: the diffusion model learns what a disc is once, not once for each pair of
+colours. Finding the colours is not learnt. What stands for them, and for the squares, is.
+
+    python -m tokenizers.image FILE     shows a picture's tokens, and what they decode to
 """
-
+import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import files
+
 from . import fsq
 
-PURE = 0.05  # of two pairs of colours that explain a pixel, the one that has it purer may fit it this much worse
+BATCH = 32  # pictures in a training step
+LEARNING_RATE = 6e-3
+CONTRAST = 0.02  # mean square difference, of values in [-1, 1], that makes two colours of one
+PURE = 0.05  # of two mixtures that explain a pixel, the purer one may fit it this much worse
 
 
 @dataclass
 class ImageConfig:
+    """Sizes of the tokenizer. ValueError where they do not fit each other."""
+
     height: int = 32  # pixels
     width: int = 32  # pixels
-    channels: int = 3  # 1 grey, 3 red-green-blue
-    patch: int = 0  # pixels along the side of a token's square; 0: the largest from 4 to 8 that divides both sides
-    colours: int = 3  # tokens for the colours of the palette
-    levels: tuple = (5, 5, 5, 5)  # quantisation levels of each latent channel; their product is the vocabulary
+    channels: int = 3  # 1 grey, 3 red, green, blue
+    patch: int = 0  # side of a square, pixels; 0: the most from 4 to 8 that divides both sides
+    colours: int = 3  # tokens of the palette
+    levels: tuple = (5, 5, 5, 5)  # quantisation levels; their product is the vocabulary
     hidden: int = 96  # channels of the network
-    blocks: int = 2  # residual blocks of the decoder
 
     def __post_init__(self):
         self.levels = tuple(self.levels)
         fsq.check_levels(self.levels)
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels}; drop the alpha channel")
-        if not isinstance(self.colours, int) or self.colours < 2:
-            raise ValueError(f"a palette needs at least 2 colours, got {self.colours}")
-        if not self.patch:
-            fitting = [p for p in range(4, 9) if self.height % p == self.width % p == 0]
-            if not fitting:
-                raise ValueError(f"no square of 4 to 8 pixels divides {self.height}x{self.width}; resize to a multiple of 4")
-            self.patch = max(fitting)
-        if self.height % self.patch or self.width % self.patch:
-            raise ValueError(f"{self.height}x{self.width} does not divide into {self.patch}x{self.patch} squares; resize")
+        if self.channels not in (1, 3) or self.colours < 2:
+            raise ValueError(f"channels {self.channels} must be 1 or 3, colours {self.colours} at "
+                             "least 2")
+        sides = math.gcd(self.height, self.width)
+        if self.patch == 0:
+            fitting = [p for p in range(4, 9) if sides % p == 0]
+            self.patch = max(fitting, default=4)
+        if self.patch < 1 or sides % self.patch:
+            raise ValueError(f"squares of {self.patch} pixels do not divide "
+                             f"{self.height}x{self.width}; resize to a multiple of {self.patch}")
 
     @property
     def grid(self):
+        """(rows, columns) of squares."""
         return self.height // self.patch, self.width // self.patch
 
-    @property
-    def at_once(self):
-        """Pictures that are looked at together, to bound the memory."""
-        return max(1, min(256, 2**18 // (self.height * self.width)))
+
+# ---- The palette. Nothing here is learnt. x: B pictures, C channels, P = H W pixels in [-1, 1].
 
 
-def flatness(x, range_=0.1):
-    """x (B, C, H, W) in [-1, 1] -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block around a pixel has one colour."""
-    spread = (F.max_pool2d(x, 2, 1) + F.max_pool2d(-x, 2, 1)).amax(1)  # (B, H - 1, W - 1)
-    least = -F.max_pool2d(F.pad(-spread, (1, 1, 1, 1), value=-math.inf), 2, 1)  # (B, H, W)
-    return torch.exp(-((least / range_) ** 2))
+def flatness(x):
+    """x (B, C, H, W) -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block has one colour."""
+    highest = F.max_pool2d(x, 2, 1)  # in each 2x2 block
+    lowest = -F.max_pool2d(-x, 2, 1)
+    spread = (highest - lowest).amax(1)
+    spread = F.pad(spread, (1, 1, 1, 1), value=math.inf)
+    least = -F.max_pool2d(-spread, 2, 1)  # of the blocks around a pixel
+    return torch.exp(-((least / 0.1) ** 2))
+
+
+def square_distance(pixels, colour):
+    """pixels (B, C, P), colour (B, C) -> (B, P), mean over channels."""
+    return (pixels - colour[..., None]).square().mean(1)
+
+
+def colour_at(pixels, at):
+    """pixels (B, C, P), at (B,) -> the colours there (B, C)."""
+    return pixels[torch.arange(len(at), device=at.device), :, at]
 
 
 @torch.no_grad()
-def palette(x, count, contrast=0.02):
-    """The main colours of pictures: x (B, C, H, W) in [-1, 1] -> (B, count, C).
+def palette(x, count):
+    """The main colours of pictures: x (B, C, H, W) -> (B, count, C).
 
-    One round of k-means over the pixels of plain areas, each centre started from the colour farthest from those found.
-    First comes the one nearest to the median (most often the ground), then the others by where they lie, top left
-    first. A picture with fewer colours that differ by `contrast` (squares, mean over channels) repeats the last one; one
-    whose other colours are not in plain areas (thin lines, texture) is searched everywhere, and its extremes are kept as they are.
+    One round of k-means over the pixels of plain areas. Each centre starts from the colour farthest
+    from those found. Where the other colours are not in plain areas (thin lines, texture), all
+    pixels are searched, and those extremes are kept. First comes the colour nearest to the median,
+    most often the ground, then the others by place. The last one is repeated to make up the count.
     """
-    height, width = x.shape[2:]
-    weight, pixels = flatness(x).flatten(1), x.flatten(2)  # (B, P), (B, C, P)
-    distance = lambda centre: (pixels - centre[..., None]).square().mean(1)  # (B, C) -> (B, P)
-    colour = lambda at: pixels.gather(2, at[:, None, None].expand(-1, pixels.shape[1], 1))[..., 0]  # (B,) -> (B, C)
-    centres = [colour(distance(pixels.median(2).values).argmin(1))]
-    nearest = distance(centres[0])  # (B, P)
-    plain = (nearest * weight).amax(1, keepdim=True) > 0.5 * nearest.amax(1, keepdim=True)  # (B, 1)
+    pixels = x.flatten(2)  # (B, C, P)
+    weight = flatness(x).flatten(1)  # (B, P)
+    median = pixels.median(2).values  # (B, C)
+    centres = [colour_at(pixels, square_distance(pixels, median).argmin(1))]  # (B, C) each
+    nearest = square_distance(pixels, centres[0])  # (B, P), to the nearest centre
+    owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P), which one that is
+    farthest = nearest.amax(1, keepdim=True)
+    plain = (nearest * weight).amax(1, keepdim=True) > 0.5 * farthest  # (B, 1)
     weight = torch.where(plain, weight, 1.0)
-    owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P): which centre is nearest
     for k in range(1, count):
         gap, at = (nearest * weight).max(1)  # (B,)
-        centres.append(torch.where(gap[:, None] > contrast, colour(at), centres[-1]))
-        other = distance(centres[-1])
-        owner = torch.where(other < nearest, k, owner)
-        nearest = torch.minimum(nearest, other)
-    share = F.one_hot(owner, count).transpose(1, 2) * weight[:, None]  # (B, K, P)
-    mass = share.sum(2)  # (B, K), in pixels; what has less than half of one is left out
-    mean = share @ pixels.transpose(1, 2) / mass.clamp(min=1e-6)[..., None]  # (B, K, C)
-    centres = torch.where((plain & (mass > 0.5))[..., None], mean, torch.stack(centres, 1))  # (B, K, C)
-    # from the top left; the factor keeps things on one diagonal apart
-    diagonal = (1.01 * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(pixels)  # (P,)
-    place = torch.where(mass > 0.5, share @ diagonal / mass.clamp(min=1e-6), math.inf)  # (B, K)
+        found = colour_at(pixels, at)
+        centres.append(torch.where(gap[:, None] > CONTRAST, found, centres[-1]))
+        distance = square_distance(pixels, centres[-1])
+        owner = torch.where(distance < nearest, k, owner)
+        nearest = torch.minimum(nearest, distance)
+    share = F.one_hot(owner, count).mT * weight[:, None]  # (B, K, P)
+    mass = share.sum(2)  # (B, K), pixels
+    share = share / mass.clamp(min=1e-6)[..., None]
+    present = mass > 0.5
+    mean = share @ pixels.mT  # (B, K, C)
+    usable = (plain & present)[..., None]
+    colours = torch.where(usable, mean, torch.stack(centres, 1))
+    order = reading_order(share, present, x.shape[3])
+    return colours.gather(1, order[..., None].expand_as(colours))
+
+
+def reading_order(share, present, width):
+    """Which colour comes when: share (B, K, P) of the pixels, present (B, K) -> (B, K).
+
+    The first stays. The others follow by where their pixels lie, top left first. In place of those
+    that are absent comes the last one that is present.
+    """
+    pixel = torch.arange(share.shape[2], device=share.device)
+    diagonal = 1.01 * (pixel // width) + pixel % width  # 1.01 tells two on one diagonal apart
+    place = (share @ diagonal.to(share)).masked_fill(~present, math.inf)  # (B, K)
     place[:, 0] = -1
-    last = torch.isfinite(place).sum(1, keepdim=True) - 1
-    order = place.argsort(dim=1, stable=True).gather(1, torch.minimum(torch.arange(count, device=x.device), last))  # (B, K)
-    return centres.gather(1, order[..., None].expand(-1, -1, pixels.shape[1]))
+    last = place.isfinite().sum(1, keepdim=True) - 1  # (B, 1)
+    rank = torch.arange(share.shape[1], device=share.device).minimum(last)  # (B, K)
+    return place.argsort(dim=1, stable=True).gather(1, rank)
 
 
 def shares(x, colours):
-    """How much of each colour is in a pixel: x (B, C, H, W), colours (B, K, C) -> (B, K, H, W), not negative, sums 1.
+    """How much of each colour is in a pixel: x (B, C, H, W), colours (B, K, C) -> (B, K, H, W).
 
-    A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses it; what it is made of then
-    does not depend on which colours they are, nor on how bright the picture is, as long as `palette` finds the same ones.
+    A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses
+    it. What it is made of then depends neither on which colours they are nor on how bright the
+    picture is. Shares are not negative and sum to 1.
     """
-    count, pixels = colours.shape[1], x.flatten(2)[:, None]  # (B, 1, C, P)
-    first, second = torch.triu_indices(count, count, 1, device=x.device)  # (Q,): the pairs
-    start, step = colours[:, first, :, None], (colours[:, second] - colours[:, first])[..., None]  # (B, Q, C, 1)
-    length = step.square().sum(2).clamp(min=1e-4)  # (B, Q, 1)
-    part = ((((pixels - start) * step).sum(2)) / length).clamp(0, 1)  # (B, Q, P): of the second colour
-    misfit = (pixels - start - part[:, :, None] * step).square().sum(2) + PURE * part * (1 - part) * length  # (B, Q, P)
-    best = F.one_hot(misfit.argmin(1), len(first)).transpose(1, 2)  # (B, Q, P)
-    of = F.one_hot(torch.stack((first, second)), count).to(x).mT  # (2, K, Q)
-    return (of[0] @ (best * (1 - part)) + of[1] @ (best * part)).unflatten(2, x.shape[2:])
+    pixels = x.flatten(2)  # (B, C, P)
+    count = colours.shape[1]
+    best = torch.full_like(pixels[:, :1], math.inf)  # (B, 1, P)
+    out = pixels.new_zeros(len(x), count, pixels.shape[2])  # (B, K, P)
+    for i, j in itertools.combinations(range(count), 2):
+        start = colours[:, i, :, None]  # (B, C, 1)
+        way = colours[:, j, :, None] - start
+        length = way.square().sum(1, keepdim=True).clamp(min=1e-4)  # (B, 1, 1), squared
+        part = ((pixels - start) * way).sum(1, keepdim=True) / length
+        part = part.clamp(0, 1)  # (B, 1, P), of colour j
+        misfit = (pixels - start - part * way).square().sum(1, keepdim=True)
+        misfit = misfit + PURE * part * (1 - part) * length
+        mixture = torch.zeros_like(out)
+        mixture[:, i:i + 1] = 1 - part
+        mixture[:, j:j + 1] = part
+        out = torch.where(misfit < best, mixture, out)
+        best = torch.minimum(misfit, best)
+    return out.unflatten(2, x.shape[2:])
+
+
+# ---- The network.
 
 
 class Block(nn.Module):
@@ -129,205 +174,226 @@ class Block(nn.Module):
         self.out = nn.Conv2d(2 * hidden, hidden, 1)
 
     def forward(self, x):  # (B, D, h, w)
-        return x + self.out(F.silu(self.conv(self.norm(x))))  # (B, D, h, w)
+        h = self.conv(self.norm(x))
+        return x + self.out(F.silu(h))
 
 
 class Net(nn.Module):
+    """Two autoencoders, of colours and of squares. d latent channels, h x w squares.
+
+    The encoder sees one square at a time. A token then means the same wherever it stands, which the
+    diffusion model learns from far fewer pictures. The decoder sees the tokens around it, too.
+    """
+
     def __init__(self, config):
         super().__init__()
-        self.patch, hidden = config.patch, config.hidden
-        self.register_buffer("levels", torch.tensor(config.levels, dtype=torch.float32), persistent=False)
+        self.patch = config.patch
+        self.fsq = fsq.FSQ(config.levels)
         depth = len(config.levels)
-        self.colour_encoder = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, depth))
-        self.colour_decoder = nn.Sequential(nn.Linear(depth, hidden), nn.SiLU(), nn.Linear(hidden, config.channels))
-        # the encoder sees one square at a time: a token then means the same thing wherever and beside whatever it stands,
-        # which the diffusion model learns from far fewer pictures than codes that depend on their neighbours
-        folded = config.colours * config.patch**2
+        hidden = config.hidden
+        wide = 4 * hidden
+        folded = config.colours * config.patch**2  # the pixels of a square are channels
+        self.colour_encoder = nn.Sequential(
+            nn.Linear(config.channels, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, depth),
+        )
+        self.colour_decoder = nn.Sequential(
+            nn.Linear(depth, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, config.channels),
+        )
         self.encoder = nn.Sequential(
-            nn.Conv2d(folded, 4 * hidden, 1),
+            nn.Conv2d(folded, wide, 1),
             nn.SiLU(),
-            nn.Conv2d(4 * hidden, 4 * hidden, 1),
+            nn.Conv2d(wide, wide, 1),
             nn.SiLU(),
-            nn.Conv2d(4 * hidden, depth, 1),
+            nn.Conv2d(wide, depth, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(depth, hidden, 3, padding=1),
-            *[Block(hidden) for _ in range(config.blocks)],
+            Block(hidden),
+            Block(hidden),
             nn.GroupNorm(1, hidden),
             nn.Conv2d(hidden, folded, 1),
         )
 
-    def mixed(self, colours):
-        """Digits of palettes (B, K, d) -> the colours that they stand for (B, K, C)."""
-        return self.colour_decoder(fsq.centred(colours, self.levels)).float()
-
-    def parts(self, squares):
-        """Digits of squares (B, h, w, d) -> log of the shares of the palette in each pixel, not normalised (B, K, H, W)."""
-        return F.pixel_shuffle(self.decoder(fsq.centred(squares, self.levels).movedim(-1, 1)), self.patch).float()
-
-    def latents(self, parts, colours):
-        """Shares (B, K, H, W) and a palette (B, K, C) -> latents of the palette (B, K, d), of the squares (B, h, w, d)."""
-        squares = self.encoder(F.pixel_unshuffle(parts, self.patch)).movedim(1, -1)  # (B, h, w, d)
+    def encode(self, colours, parts):
+        """Colours (B, K, C), shares (B, K, H, W) -> latents (B, K, d) and (B, h, w, d)."""
+        squares = self.encoder(F.pixel_unshuffle(parts, self.patch))
+        squares = squares.movedim(1, -1)
         return self.colour_encoder(colours).float(), squares.float()
 
+    def decode_colours(self, codes):
+        """What FSQ makes of the latents (B, K, d) -> colours (B, K, C)."""
+        return self.colour_decoder(codes).float()
 
-def blend(parts, mixed):
+    def decode_squares(self, codes):
+        """The same of (B, h, w, d) -> shares of the colours, as logits (B, K, H, W)."""
+        squares = self.decoder(codes.movedim(-1, 1))
+        return F.pixel_shuffle(squares, self.patch).float()
+
+
+def blend(logits, colours):
     """Logits of shares (B, K, H, W), colours (B, K, C) -> pixels (B, C, H, W)."""
-    return torch.einsum("bkhw,bkc->bchw", parts.softmax(1), mixed)
+    return torch.einsum("bkhw,bkc->bchw", logits.softmax(1), colours)
 
 
-def to_float(images, device):
-    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1] on device."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1).float() / 127.5 - 1
+# ---- The tokenizer.
+
+
+def batches(items, config):
+    """The items, as many at a time as bounds the memory."""
+    size = max(1, 2**18 // (config.height * config.width))
+    return [items[i:i + size] for i in range(0, len(items), size)]
+
+
+def stacked(images, config):
+    """Pictures as one array (N, H, W, C). ValueError unless they are what config says."""
+    want = (config.height, config.width, config.channels)
+    for image in images:
+        if np.shape(image) != want or image.dtype != np.uint8:
+            raise ValueError(f"a picture must be a uint8 array {want}, got {image.dtype} "
+                             f"{np.shape(image)}; resize and convert first")
+    return np.stack(images)
+
+
+def to_float(images, device="cpu"):
+    """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1]."""
+    x = torch.from_numpy(images).to(device)
+    return x.movedim(-1, 1).float() / 127.5 - 1
 
 
 def to_uint8(x):
-    """float [-1, 1], any shape -> a numpy array of uint8."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).contiguous().cpu().numpy()
+    """Floats in [-1, 1] -> a numpy array of uint8."""
+    x = (x.clamp(-1, 1) + 1) * 127.5
+    return x.round().to(torch.uint8).cpu().numpy()
 
 
 def psnr(a, b):
-    """Peak signal-to-noise ratio in dB, one figure a picture: uint8 (N, H, W, C) twice -> (N,). Identical: 60."""
-    error = ((np.asarray(a, np.float32) - np.asarray(b, np.float32)) ** 2).mean((1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(error, 255**2 * 1e-6))
+    """Peak signal-to-noise ratio of two uint8 pictures, dB. Equal ones have 60."""
+    difference = np.float32(a) - np.float32(b)
+    error = np.square(difference / 255).mean()
+    return -10 * math.log10(max(error, 1e-6))
 
 
-def train(images, config=None, seconds=None, steps=None, seed=0, device="cpu", batch=32, lr=6e-3):
-    """Learn a tokenizer from uint8 images (N, H, W, C). Give seconds (60 if neither; finding the palettes comes on top) or steps.
+def train(images, config, steps, seed=0, device="cpu"):
+    """Learn a tokenizer from uint8 pictures (H, W, C) in `steps` steps."""
+    images = stacked(images, config)
+    tokenizer = Tokenizer(config, steps, seed).to(device)
+    net = tokenizer.net
+    palettes = []  # (B, K, C) each
+    for batch in batches(images, config):
+        palettes.append(palette(to_float(batch, device), config.colours))
+    palettes = torch.cat(palettes)
 
-    A ValueError says what images or config lack.
-    """
-    images = np.asarray(images)
-    if config is None:
-        config = ImageConfig(*images.shape[1:]) if images.ndim == 4 else ImageConfig()
-    check(images, config)
-    net = fsq.seeded(lambda: Net(config), seed).to(device)
-    some = (images[i : i + config.at_once] for i in range(0, len(images), config.at_once))
-    found = torch.cat([palette(to_float(x, device), config.colours) for x in some])  # (N, K, C)
-
-    def loss_of(rows, rng):
-        x, colours = to_float(images[rows], device), found[torch.from_numpy(rows).to(device)]  # (B, C, H, W), (B, K, C)
+    def loss_of(rng):
+        rows = rng.integers(0, len(images), BATCH)
+        x = to_float(images[rows], device)  # (B, C, H, W)
+        colours = palettes[torch.from_numpy(rows).to(device)]  # (B, K, C)
         parts = shares(x, colours)  # (B, K, H, W)
-        latents = net.latents(parts, colours)  # (B, K, d), (B, h, w, d)
-        palettes, squares = (fsq.quantise(z, net.levels) for z in latents)
-        mixed, logits = net.mixed(palettes), net.parts(squares)  # (B, K, C); (B, K, H, W)
-        square = (blend(logits, mixed) - x).square().mean()
-        # pixels alone leave a run in which the colours come late with one grey and one square for everything: so colours and
-        # shares are also asked for directly
-        apart = (mixed - colours).square().mean() + F.cross_entropy(logits, parts)
-        loss = 4 * square + apart + 0.15 * sum(fsq.commitment(z, net.levels) for z in latents)
-        return loss, {"psnr": 10 * torch.log10(4 / square.detach())}
+        latents = net.encode(colours, parts)
+        codes = [net.fsq(z) for z in latents]
+        decoded = net.decode_colours(codes[0])
+        logits = net.decode_squares(codes[1])
+        error = (blend(logits, decoded) - x).square().mean()
+        # the error of the pixels alone can settle on one grey and one square for all pictures
+        colour_error = (decoded - colours).square().mean()
+        share_error = F.cross_entropy(logits, parts)
+        settled = sum(net.fsq.commitment(z) for z in latents)
+        return 4 * error + colour_error + share_error + 0.15 * settled
 
-    seconds = 60 if seconds is None and steps is None else seconds
-    done = fsq.fit(net, loss_of, len(images), batch, lr, seconds, steps, seed, "image tokenizer", warmup=0.2)
-    return Tokenizer(config, net, done)
-
-
-def load(path, device="cpu"):
-    """The tokenizer that Tokenizer.save wrote to path (.pt)."""
-    return Tokenizer.load(path, ImageConfig, Net, device)
-
-
-def check(images, config):
-    """A ValueError unless images are uint8 (N, height, width, channels) with N > 0."""
-    want = (config.height, config.width, config.channels)
-    if np.ndim(images) != 4 or len(images) == 0 or images.shape[1:] != want or images.dtype != np.uint8:
-        raise ValueError(
-            f"images must be a uint8 array (N, {want[0]}, {want[1]}, {want[2]}), got "
-            f"{getattr(images, 'dtype', type(images).__name__)} {np.shape(images)}; resize and convert first"
-        )
+    tokenizer.fit(loss_of, LEARNING_RATE, seed, warmup=0.2)
+    return tokenizer
 
 
 class Tokenizer(fsq.Codec):
     """uint8 (H, W, C) <-> ids (K + h w,): the palette, then the squares row by row."""
 
-    kind, groups = "image", 1
+    kind = "image"
+    Config = ImageConfig
+    Net = Net
 
     @torch.inference_mode()
     def encode(self, samples):
-        """List or array of uint8 (H, W, C) -> list of int32 (K + h w,)."""
-        out, batch = [], self.config.at_once
-        for i in range(0, len(samples), batch):
-            images = np.stack(samples[i : i + batch])
-            check(images, self.config)
-            x, levels = to_float(images, self.device), self.net.levels
-            colours = palette(x, self.config.colours)  # (B, K, C)
-            latents = self.net.latents(shares(x, colours), colours)  # (B, K, d), (B, h, w, d)
-            ids = [fsq.to_ids(fsq.quantise(z, levels), levels).flatten(1) for z in latents]
-            out.extend(torch.cat(ids, 1).cpu().numpy().astype(np.int32))
+        """List of uint8 (H, W, C) -> list of int32 (K + h w,)."""
+        out = []
+        for images in batches(samples, self.config):
+            images = stacked(images, self.config)
+            x = to_float(images, self.device)
+            colours = palette(x, self.config.colours)
+            latents = self.net.encode(colours, shares(x, colours))
+            ids = [self.net.fsq.ids(z).flatten(1) for z in latents]  # (B, K), (B, h w)
+            out.extend(torch.cat(ids, 1).int().cpu().numpy())
         return out
 
     @torch.inference_mode()
-    def decode(self, codes, batch=256):
+    def decode(self, codes):
         """List of ids (K + h w,) -> list of uint8 (H, W, C)."""
-        (height, width), colours = self.config.grid, self.config.colours
-        codes, out = [self.check_ids(ids) for ids in codes], []
+        count = self.config.colours
+        length = count + math.prod(self.config.grid)
         for ids in codes:
-            if len(ids) != colours + height * width:
-                raise ValueError(
-                    f"a picture is {colours + height * width} ids ({colours} colours, {height} rows of {width}), got {len(ids)}"
-                )
-        for i in range(0, len(codes), batch):
-            digits = fsq.to_digits(torch.from_numpy(np.stack(codes[i : i + batch])).to(self.device), self.net.levels)
-            parts = self.net.parts(digits[:, colours:].unflatten(1, (height, width)))  # (B, K, H, W)
-            x = blend(parts, self.net.mixed(digits[:, :colours]))  # (B, C, H, W)
+            if len(ids) != length:
+                raise ValueError(f"a picture is {length} ids, got {len(ids)}")
+        out = []
+        for batch in batches(codes, self.config):
+            seen = torch.stack([self.look_up(ids) for ids in batch])  # (B, K + h w, d)
+            palettes, squares = seen.split([count, length - count], 1)
+            colours = self.net.decode_colours(palettes).clamp(-1, 1)
+            logits = self.net.decode_squares(squares.unflatten(1, self.config.grid))
+            x = blend(logits, colours)
             out.extend(to_uint8(x.movedim(1, -1)))
         return out
 
-    def digits(self, ids):
-        """Ids (n,) -> digits (n, d) on the device; ValueError if one is no id."""
-        return fsq.to_digits(torch.from_numpy(self.check_ids(ids)).to(self.device), self.net.levels)
-
     @torch.inference_mode()
     def colours_of(self, ids):
-        """Ids (n,) of a palette's colours -> the colours: uint8 (n, C)."""
-        return to_uint8(self.net.mixed(self.digits(ids)))
+        """Ids (n,) of a palette -> its colours, uint8 (n, C)."""
+        return to_uint8(self.net.decode_colours(self.look_up(ids)))
 
     @torch.inference_mode()
     def shares_of(self, ids):
-        """Ids (h w,) of a picture's squares -> how much of each colour of its palette a pixel has: float (H, W, K)."""
-        return self.net.parts(self.digits(ids).view(1, *self.config.grid, -1)).softmax(1)[0].movedim(0, -1).cpu().numpy()
+        """Ids (h w,) of a picture's squares -> share of each colour in each pixel, (H, W, K)."""
+        squares = self.look_up(ids).unflatten(0, (1, *self.config.grid))
+        share = self.net.decode_squares(squares).softmax(1)[0]
+        return share.movedim(0, -1).cpu().numpy()
 
     def report(self, samples):
-        """Figures on samples (held out, if you please); psnr in dB, the mean over pictures."""
-        images, (height, width) = np.stack(samples), self.config.grid
-        codes = self.encode(images)
-        bits = len(codes[0]) * math.log2(self.size)
-        rival = blocks_of_colour(images, self.config.patch, int(2 ** (bits / (height * width)) + 1e-9))
-        used, perplexity = fsq.usage(np.concatenate(codes), self.size)
-        return {
-            "items": len(images),
-            "steps": self.steps,
-            "psnr": float(psnr(images, np.stack(self.decode(codes))).mean()),
-            "baseline_psnr": float(psnr(images, rival).mean()),
-            "size": self.size,
-            "used": used,
-            "perplexity": perplexity,
-            "tokens_per_item": len(codes[0]),
-            "bits_per_item": bits,
-        }
+        """Figures on pictures that were held out. psnr: dB, the mean over pictures."""
+        codes = self.encode(samples)
+        errors = [psnr(*pair) for pair in zip(samples, self.decode(codes))]
+        return {"psnr": float(np.mean(errors)), **self.figures(codes)}
 
 
-def blocks_of_colour(images, patch, size):
-    """The trivial tokenizer at equal bits: each square's mean colour, rounded to a grid of at most size colours.
-
-    uint8 (N, H, W, C) -> uint8 (N, H, W, C)
-    """
-    n, height, width, channels = images.shape
-    levels = [int(size ** (1 / channels) + 1e-9)] * channels
-    for c in range(channels):  # what is left of the budget goes to the first channels
-        levels[c] += np.prod(levels) // levels[c] * (levels[c] + 1) <= size
-    top = np.array(levels, np.float32) - 1
-    squares = images.reshape(n, height // patch, patch, width // patch, patch, channels)
-    mean = squares.mean((2, 4), keepdims=True, dtype=np.float32)  # (N, h, 1, w, 1, C)
-    colour = np.round(np.round(mean / 255 * top) / np.maximum(top, 1) * 255).astype(np.uint8)
-    return np.broadcast_to(colour, squares.shape).reshape(images.shape)
+load = Tokenizer.load
 
 
 def lines(report):
-    """report() in two lines."""
-    return (
-        "image tokenizer: {psnr:.2f} dB (squares of one colour at equal bits: {baseline_psnr:.2f} dB), "
-        "{tokens_per_item} tokens = {bits_per_item:.0f} bits a picture\n"
-        "  {used} of {size} codes used, perplexity {perplexity:.0f}; {steps} steps, {items} pictures".format(**report)
-    )
+    """report() in words."""
+    return f"image tokenizer: {report['psnr']:.2f} dB, " + fsq.lines(report)
+
+
+def main():
+    """Show a picture's tokens. Write the picture, and beside it what they decode to, to out/."""
+    from PIL import Image
+
+    from sources.folders import open_picture
+    parser = files.Parser(prog="python -m tokenizers.image", description=main.__doc__)
+    parser.add_argument("file")
+    parser.add_argument("--tokenizer", default="runs/toy/image.pt")
+    args = parser.parse_args()
+    tokenizer = load(args.tokenizer)
+    config = tokenizer.config
+    picture = open_picture(args.file, config.height, config.channels)
+    ids = tokenizer.encode([picture])[0]
+    again = tokenizer.decode([ids])[0]
+    both = np.hstack([picture, again]).squeeze()
+    path = Path("out") / f"{Path(args.file).stem}-decoded.png"
+    with files.whole(path) as temporary:
+        Image.fromarray(both).save(temporary, "png")
+    print("palette:", ids[:config.colours])
+    print("squares:", ids[config.colours:].reshape(config.grid), sep="\n")
+    print(f"{psnr(picture, again):.2f} dB; both are in {files.quoted(path)}")
+
+
+if __name__ == "__main__":
+    files.command_line(main, "image")

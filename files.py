@@ -1,0 +1,276 @@
+"""Whole files, checked checkpoints, one writer a folder, errors in one line, the device."""
+import argparse
+import contextlib
+import errno
+import json
+import math
+import os
+import shlex
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+# OpenMP's idle threads spin. Beside another busy process that costs most of the speed; a short
+# spin costs nothing alone. (experiments/RESULTS.md has both figures.)
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "10000"
+
+# ------------------------------------------------------------------------------------------------
+# Errors.
+
+
+class DataError(Exception):
+    """Something is wrong with data or a run. The text is one line: what it is, and what to do."""
+
+
+class UsageError(DataError):
+    """A flag or an argument cannot be right."""
+
+
+def reason(error):
+    """An exception in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    text = lines[0][:80] if lines else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def quoted(path):
+    """A path as one would paste it into a shell."""
+    return shlex.quote(str(path))
+
+
+def printable(text):
+    """Text without control characters, which could write anywhere on a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+# ------------------------------------------------------------------------------------------------
+# Files. A file that exists is complete: it is written beside its place and renamed.
+
+
+@contextlib.contextmanager
+def whole(path):
+    """A temporary path to write to. It becomes `path` at the end, or nothing changes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # on the disk before the name changes
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        # torch reports a full disk as a RuntimeError of its zip writer
+        full_disk = isinstance(error, RuntimeError) and "inline_container" in str(error)
+        if isinstance(error, OSError) or full_disk:
+            raise DataError(f"cannot write {quoted(path)} ({reason(error)}): mend that; "
+                            "what was saved before is whole")
+        raise
+
+
+def write_bytes(path, content):
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path, text):
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path, default=None):
+    """The value in a JSON file, or default where there is none. DataError for a damaged one."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (ValueError, OSError) as error:
+        raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it")
+
+
+def write_arrays(path, **arrays):
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path):
+    """{name: array} of an .npz file. DataError for a missing or damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it, "
+                        "or train afresh")
+
+
+def save(path, value):
+    """torch.save, whole or not at all."""
+    import torch
+    with whole(path) as temporary:
+        torch.save(value, temporary)
+
+
+def load(path):
+    """torch.load of tensors and plain values only, after the checksums (CRC-32) were compared.
+
+    DataError for a file that is missing, cut, altered or not of that kind.
+    """
+    import torch
+    try:
+        with zipfile.ZipFile(path) as file:
+            altered = file.testzip()
+        if altered is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        why = f"{altered} fails its checksum"
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise DataError(f"{quoted(path)}: {reason(error)}; restore it, or train afresh")
+    except Exception as error:  # whatever a damaged file makes zipfile, pickle or torch raise
+        why = reason(error)
+    raise DataError(f"{quoted(path)} is damaged, or no file of ours ({why}): restore it, "
+                    "or train afresh")
+
+
+@contextlib.contextmanager
+def sole_writer(folder):
+    """Hold a folder's lock. It dies with the process. UsageError while another one holds it."""
+    import fcntl
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"--run {quoted(folder)}: another training is writing there; "
+                             "wait for it, or choose another --run")
+        yield
+
+
+# ------------------------------------------------------------------------------------------------
+# Device and precision.
+
+
+def pick_device(name="auto"):
+    """torch.device by name; auto takes cuda, then mps, then cpu. UsageError if it is not there."""
+    import torch
+    if name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"--device {name}: no such device here; try --device cpu")
+
+
+def fast_dtype(device):
+    """The dtype for matrix products: bfloat16 where the hardware is fast at it, else float32.
+
+    On a CPU both are timed here: bfloat16 must be 1.3 times as fast.
+    """
+    import torch
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(2048, 256, dtype=dtype)
+        b = torch.ones(256, 768, dtype=dtype)
+        times = []
+        for _ in range(20):  # the best of many, since others may use the machine
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    fast = best[torch.float32] > 1.3 * best[torch.bfloat16]
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device, dtype):
+    """The context in which matrix products run in dtype."""
+    import torch
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line.
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, through `command_line`."""
+
+    def error(self, message):
+        raise UsageError(f"{message} (--help lists all flags)")
+
+
+def number(kind, least, most=math.inf):
+    """A type of flag: a finite number of this kind from least to most."""
+    def parse(text):
+        value = kind(text)
+        if not least <= value <= most or not math.isfinite(value):
+            end = f" to {most:g}" if math.isfinite(most) else " up"
+            raise argparse.ArgumentTypeError(f"{text} is not from {least:g}{end}")
+        return value
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
+
+
+OUT_OF_MEMORY = ("out of memory ({}): to train, a lower --micro-batch, --batch-tokens or --preset "
+                 "needs less; to sample, a lower --n")
+
+
+def message(error):
+    """What a person is told of an exception: one line."""
+    if isinstance(error, (DataError, ValueError)):
+        return str(error)
+    texts = ("out of memory", "tried to allocate")  # of GPUs and of CPUs, as torch says it
+    if isinstance(error, MemoryError) or any(text in str(error) for text in texts):
+        return OUT_OF_MEMORY.format(reason(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no space left ({error.filename or error.strerror}): make room"
+    if isinstance(error, OSError) and error.filename:
+        return f"{quoted(error.filename)}: {reason(error)}"
+    return f"{reason(error)} (--debug shows where)"
+
+
+def command_line(main, name):
+    """Run main(). An error is one line on stderr; status 2 for a wrong flag, 1 for the rest.
+
+    --debug, anywhere, shows the traceback instead.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [arg for arg in sys.argv if arg != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what cannot be shown must not end a run
+    try:
+        main()
+        sys.stdout.flush()
+        return
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        status, text = 1, "stopped"
+    except Exception as error:
+        if debug:
+            raise
+        status = 1 + isinstance(error, UsageError)
+        text = message(error)
+    print(f"{name}: {printable(text)}", file=sys.stderr)
+    sys.exit(status)

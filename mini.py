@@ -1,0 +1,120 @@
+"""Masked diffusion in one file: hide words, learn to guess them, write by guessing.
+
+    python mini.py                     learns for a minute or two, then writes before your eyes
+    python mini.py --text notes.txt    learns a text of yours, in which every line is a document
+
+Noise: from time t = 0 to t = 1, the tokens of a row x_0 disappear behind masks. At time t each is
+hidden with probability t, and seen with probability alpha_t = 1 - t. This makes the row x_t.
+Learning: a network sees x_t and guesses x_0.
+Writing: begin at t = 1, with masks alone, and go back to t = 0. On the way, reveal guesses.
+"""
+import argparse
+import math
+import re
+import sys
+import time
+
+import torch
+from torch import nn
+
+from sources.toyworld import passages
+
+MASK = 0  # a hidden token
+END = 1   # fills a row behind its document; is hidden and guessed like any other token
+
+
+def make_rows(documents):
+    """Strings -> rows of tokens (N, L), no two alike, and the list of what the tokens stand for."""
+    pattern = r" ?\w+| ?[^\w\s]"  # a word or a mark, with the space before it
+    split = {tuple(re.findall(pattern, line)[:64]) for line in documents}  # 64 tokens at most
+    vocabulary = [" __", "", *sorted(set().union(*split))]  # MASK, END, words and marks
+    number = {word: i for i, word in enumerate(vocabulary)}
+    rows = torch.full((len(split), max(map(len, split))), END)
+    for row, words in zip(rows, sorted(split)):
+        row[:len(words)] = torch.tensor([number[word] for word in words])
+    return rows, vocabulary
+
+
+class Denoiser(nn.Module):
+    """p(x_0 | x_t): which token may stand at each place. t is not told: the masks show it."""
+    def __init__(self, size, length, width=128):
+        super().__init__()
+        self.token = nn.Embedding(size, width)
+        self.place = nn.Parameter(torch.randn(length, width))
+        self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(
+            width, nhead=4, dim_feedforward=4 * width, dropout=0.0,
+            batch_first=True, norm_first=True) for _ in range(4)])  # no causal mask
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+
+    def forward(self, x_t):  # (B, L)
+        logits = self.head(self.blocks(self.token(x_t) + self.place))  # (B, L, V)
+        logits[..., MASK] = -torch.inf  # behind a mask there is never a mask
+        return logits
+
+
+def loss(net, x_0, rng):
+    """E_t[1/t * sum of -log2 p(x_0 | x_t) over the masked tokens] / L (MDLM, 2406.07524, eq. 10).
+
+    Its mean is at least -log2 p(x_0) / L. Why: reveal the row token by token. -log2 p(x_0) is at
+    most the mean over all orders of the sum of -log2 p(next token | tokens seen). While k tokens
+    are masked, each is next with probability 1/k. Averaged over t, the weight 1/t comes to that.
+    """
+    B, L = x_0.shape
+    u = torch.rand(B, 1, generator=rng)
+    t = (torch.arange(B, 0, -1)[:, None] - u) / B  # one in each B-th of (0, 1], for less noise
+    masked = torch.rand(B, L, generator=rng) < t
+    x_t = x_0.masked_fill(masked, MASK)
+    nll = nn.functional.cross_entropy(net(x_t).mT, x_0, reduction="none")  # (B, L)
+    # 1/t makes up for the tokens that are seen, so the sum is divided by all tokens. To divide it
+    # by the number of masked ones would make up for the others twice, and bound nothing.
+    return (nll * masked / t).sum() / (B * L) / math.log(2)
+
+
+@torch.no_grad()
+def sample(net, length, steps, rng):
+    """Yield x_t (L,) from t = 1 to 0. The step to s reveals (t - s) / t of the masks (MDLM eq. 7).
+
+    Tokens revealed in one step do not know of each other: few steps make mistakes, many do not.
+    """
+    x = torch.full((length,), MASK)
+    yield x
+    for places in torch.randperm(length, generator=rng).tensor_split(steps):
+        p = net(x[None])[0, places].double().softmax(-1)  # (places, V); float64 for rare tokens
+        x[places] = torch.multinomial(p, 1, generator=rng)[:, 0]
+        yield x
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", type=argparse.FileType(encoding="utf-8"), help="a text file")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of 32 rows")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)  # the weights the network begins with
+    rng = torch.Generator().manual_seed(args.seed)  # all other randomness
+
+    rows, vocabulary = make_rows(args.text or passages(20000, seed=0))
+    rows = rows[torch.randperm(len(rows), generator=rng)]
+    held, rows = rows.tensor_split([len(rows) // 10 + 1])  # no row is in both
+    net = Denoiser(len(vocabulary), rows.shape[1])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, args.steps)
+    for step in range(args.steps):
+        x_0 = rows[torch.randint(len(rows), (32,), generator=rng)]
+        optimizer.zero_grad()
+        loss(net, x_0, rng).backward()
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 0:
+            print(f"step {step}: {loss(net, held[:200], rng):.2f} bits a token")
+
+    with torch.no_grad():
+        bits = sum(loss(net, part, rng) * part.numel() for part in held.split(100))
+    text = "".join(vocabulary[i] for i in held.flatten())
+    print(f"held out: {bits / held.numel():.2f} bits a token, {bits / len(text):.2f} a character")
+    terminal = sys.stdout.isatty()  # there \0337 notes a place, \0338\033[J clears all behind it
+    for steps in (4, rows.shape[1]):
+        print(f"\nwritten in {steps} steps:" + terminal * "\n\n\n\n\n\n\033[5A\0337")
+        for x in sample(net, rows.shape[1], steps, rng):
+            print(terminal * "\0338\033[J" + "".join(vocabulary[i] for i in x))
+            time.sleep(terminal * 0.1)

@@ -1,0 +1,65 @@
+"""Where items come from: the toy world, or one's own folders. All are a `Source`."""
+import bisect
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Source:
+    """Items of one kind: texts, pictures with captions, or recordings with transcripts.
+
+    load(indices) gives their pictures, uint8 (side, side, channels), or their waves, float32 (n,)
+    at 16 kHz. It reads them anew at each call. It is None for text alone.
+    Identical items have identical keys, wherever they are stored.
+    """
+
+    kind: str  # "text", "image-text" or "speech-text"
+    name: str  # what a log or a page calls it
+    texts: list[str]  # documents, captions or transcripts
+    load: Callable | None
+    keys: list[str]  # a digest of each item's content
+
+    def __len__(self):
+        return len(self.texts)
+
+
+def digest(*parts):
+    """16 hex digits of strings, bytes, arrays and whatever else str() tells apart."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype} {part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        if not isinstance(part, bytes):
+            part = str(part).encode("utf-8", "surrogatepass")
+        sha.update(len(part).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")
+        sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+def merge(sources):
+    """Several sources of one kind as one: the items of the first, then those of the second, ..."""
+    if len(sources) == 1:
+        return sources[0]
+    ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def load(indices):
+        items = []
+        for i in indices:
+            which = bisect.bisect_right(ends, i)
+            start = ends[which] - len(sources[which])
+            items += sources[which].load([i - start])
+        return items
+
+    kind = sources[0].kind
+    return Source(
+        kind=kind,
+        name=", ".join(source.name for source in sources),
+        texts=[text for source in sources for text in source.texts],
+        load=None if kind == "text" else load,
+        keys=[key for source in sources for key in source.keys],
+    )

@@ -1,0 +1,337 @@
+"""The toy world: scenes of one or two coloured things, captioned, drawn, and written about.
+
+sources/toyspeech.py speaks of them. The judges that read it all back are in sources/judges.py and
+sources/speechjudge.py. All functions are pure: randomness is a Philox stream keyed by
+(seed, stream).
+"""
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+# ------------------------------------------------------------------------------------------------
+# What exists.
+
+SIDE = 32  # picture side, pixels
+
+COLOURS = {
+    "red": (215, 35, 40),
+    "green": (30, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 215, 30),
+    "purple": (140, 40, 175),
+    "orange": (245, 130, 20),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+KINDS = tuple(itertools.product(COLOURS, SHAPES))  # 30 pairs (colour, shape)
+SIZES = ("small", "large")
+RADIUS = {"small": 5, None: 6, "large": 9}  # pixels. None: one of two things, whose size is unsaid
+BACKGROUNDS = {
+    "white": (250, 250, 250),
+    "black": (8, 8, 8),
+    "grey": (128, 128, 128),
+    "pink": (255, 185, 205),
+}
+STEP = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (y, x)
+RELATIONS = tuple(STEP)
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+UNITS = "one two three four five six seven eight nine".split()
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+@dataclass(frozen=True)
+class Thing:
+    colour: str
+    shape: str
+    size: str | None = None  # None for one of two things
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`things[0]` is `relation` `things[1]`. The relation is None for a single thing."""
+
+    things: tuple
+    relation: str | None
+    background: str
+
+
+def unseen(colour, shape):
+    """True for 6 of the 30 kinds, one of each colour. They never occur in the split "seen"."""
+    return SHAPES.index(shape) == 2 * list(COLOURS).index(colour) % len(SHAPES)
+
+
+def unseen_number(n):
+    """True for every seventh number. They are never spoken in the split "seen"."""
+    return n % 7 == 0
+
+
+@functools.cache
+def kinds(count, split):
+    """All ordered choices of `count` different kinds (colour, shape) that belong to a split.
+
+    "seen": none of them is unseen. "unseen": at least one is. ValueError for another split.
+    """
+    if split not in ("seen", "unseen"):
+        raise ValueError(f'split is "seen" or "unseen", not {split!r}')
+    belong = []
+    for chosen in itertools.permutations(KINDS, count):
+        is_new = any(unseen(*kind) for kind in chosen)
+        if is_new == (split == "unseen"):
+            belong.append(chosen)
+    return tuple(belong)
+
+
+# ------------------------------------------------------------------------------------------------
+# Randomness. Each user has a stream: with equal seeds they still draw unrelated numbers.
+
+SCENES, DRAW, PHRASES, SPEAK, PASSAGES, NOISE = range(1, 7)
+
+
+def rng(seed, stream=0):
+    """Counter-based generator: the same (seed, stream) always gives the same numbers."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream]))
+
+
+def chooser(uniforms):
+    """A function that picks one of its options, by the next of the numbers in [0, 1)."""
+    rest = iter(uniforms)
+
+    def pick(options):
+        return options[int(next(rest) * len(options))]
+
+    return pick
+
+
+# ------------------------------------------------------------------------------------------------
+# Scenes and captions.
+
+
+def scenes(n, seed, split="seen", things=None):
+    """n random scenes, a list of Scene.
+
+    things: 1, 2, or None for half and half. split: see `kinds`. ValueError for another value.
+    """
+    if things not in (None, 1, 2):
+        raise ValueError(f"things is 1, 2 or None, not {things!r}")
+    backgrounds = tuple(BACKGROUNDS)
+    made = []
+    for row in rng(seed, SCENES).random((n, 5)):
+        pick = chooser(row)
+        count = pick((2, 1))
+        if things is not None:
+            count = things
+        chosen = pick(kinds(count, split))
+        size = pick(SIZES)
+        relation = pick(RELATIONS)
+        background = pick(backgrounds)
+        if count == 1:
+            relation = None
+        else:
+            size = None
+        parts = tuple(Thing(colour, shape, size) for colour, shape in chosen)
+        made.append(Scene(parts, relation, background))
+    return made
+
+
+def caption(scene):
+    """Scene -> "a small red circle on white" or "a green star above an orange square on black"."""
+    names = [noun_phrase(thing) for thing in scene.things]
+    return f" {scene.relation} ".join(names) + f" on {scene.background}"
+
+
+def noun_phrase(thing):
+    """Thing -> "a small red circle" or "an orange star"."""
+    words = [thing.colour, thing.shape]
+    if thing.size is not None:
+        words.insert(0, thing.size)
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures. Is the point (y down, x right) inside the shape, whose radius is 1? Boolean arrays.
+
+
+def circle(y, x):
+    return y**2 + x**2 <= 1
+
+
+def square(y, x):
+    return np.maximum(abs(y), abs(x)) <= 0.88
+
+
+def triangle(y, x):
+    return (y <= 0.85) & (abs(x) <= 0.58 * (y + 1.0))
+
+
+def star(y, x):
+    """An edge of the five-pointed star is a straight line between a tip and a notch."""
+    tip, notch = 1.12, 0.46  # their distances from the centre
+    half = np.pi / 5  # the angle between them
+    angle = np.abs((np.arctan2(x, -y) + half) % (2 * np.pi / 5) - half)  # from the nearest tip
+    slant = tip * np.sin(angle) + notch * np.sin(half - angle)
+    edge = tip * notch * np.sin(half) / slant
+    return np.hypot(y, x) <= edge
+
+
+def cross(y, x):
+    longer = np.maximum(abs(y), abs(x))
+    shorter = np.minimum(abs(y), abs(x))
+    return (longer <= 1) & (shorter <= 0.3)
+
+
+INSIDE = {"circle": circle, "square": square, "triangle": triangle, "star": star, "cross": cross}
+
+
+@functools.cache
+def stamp(shape, radius):
+    """The share of each pixel that a shape covers: (65, 65) float32 in [0, 1].
+
+    The shape lies in the middle of a canvas that any picture around it fits into. Centres are
+    whole pixels, so that one stamp serves all places. 8x8 points a pixel.
+    """
+    width = 2 * SIDE + 1
+    points = (np.arange(width * 8) + 0.5) / 8 - (SIDE + 0.5)  # pixels from the centre
+    inside = INSIDE[shape](points[:, None] / radius, points[None, :] / radius)
+    return inside.reshape(width, 8, width, 8).mean((1, 3)).astype(np.float32)
+
+
+def coverage(shape, size, y, x):
+    """The share of each pixel of a picture that a thing at (y, x) covers: (32, 32) float32."""
+    top = SIDE - y
+    left = SIDE - x
+    return stamp(shape, RADIUS[size])[top : top + SIDE, left : left + SIDE]
+
+
+def blank(background):
+    """An empty picture: (32, 32, 3) float32."""
+    picture = np.empty((SIDE, SIDE, 3), np.float32)
+    picture[:] = BACKGROUNDS[background]
+    return picture
+
+
+def paint(picture, cover, colour):
+    """Paint a thing over a picture (32, 32, 3), in place. cover (32, 32): see `coverage`."""
+    picture += cover[:, :, None] * (np.array(COLOURS[colour], np.float32) - picture)
+
+
+def draw(scenes, seed):
+    """Scenes -> pictures (N, 32, 32, 3) uint8.
+
+    A single thing lies within 4 pixels of the middle. Two things lie within 2 pixels of 1/4 and
+    3/4 along the axis of their relation. All moves are steps of 2 pixels, which halves the phases
+    of a 4x4 grid. The brightness of the picture varies by 2 grey levels.
+    """
+    r = rng(seed, DRAW)
+    n = len(scenes)
+    alone = 2 * r.integers(-2, 3, (n, 2))  # (N, 2): how far a single thing is off, (y, x)
+    paired = 2 * r.integers(-1, 2, (n, 2, 2))  # (N, 2, 2): each of two things
+    light = r.integers(-2, 3, (n, 1, 1, 1))
+    pictures = np.empty((n, SIDE, SIDE, 3), np.uint8)
+    for i, scene in enumerate(scenes):
+        picture = blank(scene.background)
+        if scene.relation is None:
+            centres = [SIDE // 2 + alone[i]]
+        else:
+            step = SIDE // 4 * np.array(STEP[scene.relation])
+            centres = SIDE // 2 + np.stack((step, -step)) + paired[i]
+        for thing, (y, x) in zip(scene.things, centres):
+            paint(picture, coverage(thing.shape, thing.size, y, x), thing.colour)
+        pictures[i] = np.clip(np.rint(picture + light[i]), 0, 255)
+    return pictures
+
+
+# ------------------------------------------------------------------------------------------------
+# Passages: two to four sentences that agree. A writer gets a function that picks one of its
+# options, and the names of two or three things. It returns the sentences.
+
+
+def number_words(n):
+    """42 -> "forty two", for 1 to 99."""
+    if n < 20:
+        return ["", *UNITS, *TEENS][n]
+    tens = TENS[n // 10 - 2]
+    return f"{tens} {UNITS[n % 10 - 1]}" if n % 10 else tens
+
+
+COUNTS = {number_words(n): n for n in range(2, 13)}
+
+
+def plural(name):
+    return name + ("es" if name.endswith("s") else "s")
+
+
+def write_inverse(pick, a, b):
+    said = pick(RELATIONS)
+    return [f"the {a} is {said} the {b}", f"so the {b} is {INVERSE[said]} the {a}"]
+
+
+def write_chain(pick, a, b, c):
+    said = pick(RELATIONS)
+    first = f"the {a} is {said} the {b}"
+    second = f"the {b} is {said} the {c}"
+    facts = pick(([first, second], [second, first]))
+    straight = f"so the {a} is {said} the {c}"
+    turned = f"so the {c} is {INVERSE[said]} the {a}"
+    return [*facts, pick((straight, turned))]
+
+
+def write_count(pick, a, b):
+    words = list(COUNTS)
+    m = pick(words[:5])  # two to six
+    n = pick(words[:5])
+    total = number_words(COUNTS[m] + COUNTS[n])
+    return [f"there are {m} {plural(a)} and {n} {plural(b)}", f"so there are {total} shapes"]
+
+
+def write_size(pick, a, b):
+    facts = [f"the {a} is small", f"the {b} is large"]
+    so = [f"so the {a} is smaller than the {b}", f"so the {b} is larger than the {a}"]
+    return pick((facts, facts[::-1])) + pick((so, so[:1], so[1:]))
+
+
+def write_colour(pick, a, b):
+    facts = []
+    for name in (a, b):
+        colour, shape = name.split()
+        facts.append(f"the {shape} is {colour}")
+    answer = pick(facts)
+    asked = answer.split()[1]
+    return [*facts, f"what colour is the {asked}", answer]
+
+
+WRITERS = {  # how many things each writes about
+    write_inverse: 2,
+    write_chain: 3,
+    write_count: 2,
+    write_size: 2,
+    write_colour: 2,
+}
+
+
+@functools.cache
+def subjects(writer, split):
+    """All choices of kinds that a writer can write about in a split, see `kinds`."""
+    chosen = kinds(WRITERS[writer], split)
+    if writer is not write_colour:
+        return chosen
+    return tuple((a, b) for a, b in chosen if a[1] != b[1])  # "the star" must be one thing
+
+
+def passages(n, seed, split="seen"):
+    """n passages of 2 to 4 agreeing sentences, 14 to 30 words. split: see `kinds`.
+
+    Five forms: a relation and its inverse, a chain of relations, counting, sizes, and a question
+    about a colour with its answer. "so" opens what follows from the sentences before.
+    """
+    writers = tuple(WRITERS)
+    made = []
+    for row in rng(seed, PASSAGES).random((n, 8)):
+        pick = chooser(row)
+        writer = pick(writers)
+        names = [" ".join(kind) for kind in pick(subjects(writer, split))]
+        made.append(". ".join(writer(pick, *names)) + ".")
+    return made

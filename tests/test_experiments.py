@@ -1,0 +1,346 @@
+"""The studies: quick forms run, fits find known laws, errors and extents by hand."""
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
+import common
+import hear
+import laws
+import scaling
+from common import data, files, models, score, train
+
+# ------------------------------------------------------------------------------------------------
+# Quick forms. All share two worlds, which are made once.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Worlds in a folder of the tests' own."""
+    common.CACHE = tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory, cache):
+    """A run folder of a small network that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    of = common.trial(mix=dict.fromkeys(common.KINDS, 1.0), **common.FEW_PAIRS)
+    training, run = common.start(of)
+    shutil.copytree(run.folder, folder)
+    saved = files.read_json(folder / "config.json")
+    saved["config"].update(shape=training.config.shape, dtype="float32", modes={"joint": 1.0})
+    saved.update(model=vars(run.net.config), steps=1)
+    files.write_json(folder / "config.json", saved)
+    files.save(folder / "checkpoint.pt", {"average": [p.detach() for p in run.net.parameters()]})
+    return folder
+
+
+def quick(name, *argv):
+    """Run a study's quick form -> its JSON."""
+    module = importlib.import_module(name)
+    path = common.main(name, module.__doc__, module.study, getattr(module, "draw", None),
+                       module.QUICK, getattr(module, "FLAGS", None), ["--quick", *argv])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["made"]["script"] == f"experiments/{name}.py"
+    return result
+
+
+@pytest.mark.parametrize("name", ["process", "transfer", "batch_size", "complement", "schedules",
+                                  "autoregression", "masking_pairs", "scaling"])
+def test_quick_forms_run(name, capsys):
+    quick(name)
+    out = capsys.readouterr().out
+    assert "nan" not in out and "wrote" in out
+
+
+def test_coordinates_stay_of_one_size_under_completep_alone():
+    found = quick("coordinates")
+    for axis in ("width", "depth"):
+        flat = found[f"{axis}, Complete(d)P"]["slopes"]
+        steep = found[f"{axis}, standard"]["slopes"]
+        assert max(map(abs, flat.values())) < 0.3
+        assert max(steep["hidden change"], steep["logits change"]) > 0.3
+
+
+def test_mixes_are_counted_in_tokens_trained_on():
+    result = quick("mixing")
+    assert result["largest_rounding"] < 0.03
+    for r in result["worth"].values():
+        assert all(own > 0 and others >= 0 for own, others, _ in r["points"])
+
+
+def test_tokens_are_those_that_went_through_the_network():
+    """Against the documents themselves: their tokens less what opens a document and a member."""
+    of = common.trial(tokens=3_000, batch_tokens=1_500, mix={"text": 0.5, "image-text": 0.5},
+                      **common.FEW_PAIRS)
+    training, run = common.start(of)
+    seen, _ = common.learn(of, training, run)
+    steps = round(of.tokens / training.tokens)
+    drawn = sum(len(ids) for step in range(steps) for ids in training.batches.drawn(step))
+    counts = training.batches.counts
+    heads = steps * (2 * counts["text"] + 3 * counts["image-text"])
+    assert seen.sum() == drawn - heads
+
+
+def test_twin_in_bits_a_character(tmp_path):
+    """Bits a character are nats a token times tokens over characters."""
+    path = tmp_path / "a.txt"
+    lines = [f"line {n}: so long as men can breathe or eyes can see\n" for n in range(120)]
+    path.write_text("".join(lines), encoding="utf-8")
+    result = quick("twin", "--text", str(path))
+    assert 0 < result["characters"] < len("".join(lines)) / 5
+    for cell in result["last"].values():
+        assert 0 < cell[0] < 8
+
+
+@pytest.mark.parametrize("name", ["sampling", "passages"])
+def test_quick_forms_on_a_run(name, toy):
+    result = quick(name, "--run", str(toy))
+    assert "0 of" in json.dumps(result) or result["made"]
+
+
+def test_film(toy, tmp_path, monkeypatch):
+    import film
+    monkeypatch.setattr(film, "PANELS", {"text": (1, 440, 0, 4)})
+    monkeypatch.setattr(film, "FRAMES", 3)
+    monkeypatch.setattr(sys, "argv", ["film", "--run", str(toy), "--out", str(tmp_path / "f.gif")])
+    film.main()
+    from PIL import Image
+    with Image.open(tmp_path / "f.gif") as made:
+        assert made.n_frames >= 2 and made.width == film.WIDTH
+
+
+def test_clips_of_a_run(toy, tmp_path):
+    import speak
+    run = common.sample.load_run(toy)
+    groups = speak.speak(run, 2, 5, steps=1, guidance=0.0)
+    path = speak.write_clips(tmp_path, groups)
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    speakers = {(entry["speaker"], entry["split"]) for entry in entries}
+    assert len(entries) == 12 and len(speakers) == 6
+    assert all((tmp_path / entry["file"]).stat().st_size > 44 for entry in entries)
+
+
+# ------------------------------------------------------------------------------------------------
+# Trials.
+
+
+def test_a_trial_is_kept_and_not_computed_again(tmp_path, monkeypatch):
+    path = tmp_path / "x-runs.json"
+    computed = []
+    monkeypatch.setattr(common, "fit", lambda of: computed.append(of) or {"bounds": None})
+    trials = [common.trial(seed=0), common.trial(seed=1), common.trial(seed=0)]
+    common.run_all(path, trials)
+    common.run_all(path, trials[:1])
+    assert [of.config.seed for of in computed] == [0, 1]
+    kept = files.read_json(path)
+    files.write_json(path, {**kept, "form": "another"})  # other defaults: nothing is reused
+    common.run_all(path, trials[:1])
+    assert len(computed) == 3
+
+
+def test_changes_reach_the_trial_or_its_config():
+    of = common.trial(2.0, tokens=5, seed=3, rates={"embedding": 0.5})
+    assert (of.tokens, of.config.seed, of.rates) == (5, 3, {"embedding": 0.5})
+    assert of.config.lr == 2 * train.Config().lr
+    assert of.key() != common.changed(of, seed=4).key()
+    with pytest.raises(TypeError):
+        common.trial(sed=3)
+
+
+def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens():
+    """held_out against a loop over positions."""
+    of = common.trial(shape={"width": 64, "depth": 1, "causal": True}, **common.FEW_TEXTS)
+    _, run = common.start(of)
+    nats, _ = common.held_out(run, "text")
+    ids = data.stacked(run.documents["text"][1].first(512))
+    rows = run.stream.describe(ids)
+    logits = run.ask(ids, torch.ones_like(ids, dtype=torch.bool)).view(*ids.shape, -1)
+    total = count = 0
+    for b, at in (rows.member >= 0).nonzero().tolist():
+        low, high = rows.low[b, at], rows.high[b, at]
+        total -= logits[b, at - 1, low:high].log_softmax(0)[ids[b, at] - low].item()
+        count += 1
+    assert nats == pytest.approx(total / count, rel=1e-4)
+
+
+def test_the_extent_is_added_to_diffusions_side():
+    """Extents 8, 8, 16 in training, one added to each: p = 3/5 and 2/5 of the two that exist."""
+    lengths = np.array([8, 8, 16]) + data.HEAD
+    run = SimpleNamespace(documents={"text": [SimpleNamespace(lengths=lambda: lengths)]},
+                          stream=SimpleNamespace(slots={"text": [16]}))
+    assert score.extent_nats(run, np.array([8, 16])) == pytest.approx([-np.log(0.6), -np.log(0.4)])
+
+
+def test_bound_of_texts_holds_the_extents_term():
+    of = common.trial(shape={"width": 64, "depth": 1}, **common.FEW_TEXTS)
+    _, run = common.start(of)
+    with_term, _ = common.held_out(run, "text")
+    rows = run.rows(data.stacked(run.documents["text"][1].first(512)))
+    noised = rows.member >= 0
+    with torch.inference_mode():
+        nats = common.diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, data.MASK,
+                                      data.rng(0, 23), 4).sum()
+    tokens = noised.sum(1).numpy()
+    term = score.extent_nats(run, tokens).sum()
+    assert with_term == pytest.approx((float(nats) + term) / tokens.sum(), rel=1e-6)
+
+
+def test_the_batch_rule_carries_tuned_settings_as_it_carries_its_own_base():
+    batch_size = importlib.import_module("batch_size")
+    config = train.Config()
+    base = train.batch_rule(train.BASE["batch"], train.BASE["tokens"], config)
+    tuned = {name: base[name] for name in common.RULE}
+    to = train.batch_rule(4 * train.BASE["batch"], 2 * train.BASE["tokens"], config)
+    carried = batch_size.carried(tuned, 4, 2)
+    assert carried == pytest.approx({name: to[name] for name in common.RULE})
+    fixed = batch_size.settings("rule, momentum fixed", 4, tuned)["rule"]
+    assert fixed["momentum"] == tuned["momentum"]
+    assert fixed["muon_lr"] == pytest.approx(2 * tuned["muon_lr"])
+
+
+# ------------------------------------------------------------------------------------------------
+# Errors.
+
+
+def test_errors_are_the_larger_of_spread_and_samples():
+    """Shares: two cells of two seeds. Own errors are 0.05. Cell a's seeds differ by 0 and cell b's
+    by 0.2, variance 0.02: pooled ratio (0 + 0.02 / 0.0025) / 2 = 4, so errors are twice the own
+    ones, and b's own spread is larger still."""
+    cells = {"a": [[0.5, 0.05, 100], [0.5, 0.05, 100]], "b": [[0.4, 0.05, 100], [0.6, 0.05, 100]]}
+    made = common.with_errors(cells)
+    assert made["a"] == pytest.approx([0.5, 0.1 / 2 ** 0.5, 200])
+    assert made["b"] == pytest.approx([0.5, 0.02 ** 0.5 / 2 ** 0.5, 200])
+    alike = {"a": [[0.5, 0.05, 100], [0.5, 0.05, 100]]}
+    assert common.with_errors(alike)["a"][1] == pytest.approx(0.05 / 2 ** 0.5)  # never 0
+
+
+def test_errors_on_the_same_held_out_documents_are_those_of_the_seeds():
+    cells = {"a": [[1.0, 0.5], [1.0, 0.5]], "b": [[2.0, 0.5], [2.2, 0.5]]}
+    made = common.with_errors(cells)  # variances 0 and 0.02: pooled 0.01
+    assert made["a"] == pytest.approx([1.0, 0.1 / 2 ** 0.5])
+    assert made["b"] == pytest.approx([2.1, 0.02 ** 0.5 / 2 ** 0.5])
+    assert common.with_errors({"a": [[1.0, 0.5]]})["a"] == [1.0, 0.5]  # one seed
+    assert common.with_errors({"a": [[np.inf, 0.0], [1.0, 0.1]]})["a"][0] == np.inf
+
+
+@pytest.mark.parametrize("cell, text", [
+    ([1.0, 0.0, 50], "50 of 50"), ([0.0, 0.0, 8], "0 of 8"), ([0.41, 0.035, 200], "41 ± 4%"),
+    ([0.99, 0.002, 200], "99 ± 1%"), ([0.503, 0.0041], "0.503 ± 0.004")])
+def test_cells_as_text(cell, text):
+    assert common.told(*cell) == text
+
+
+def test_several_runs_make_one_table(tmp_path, capsys):
+    import seeds
+    for n, said in enumerate((0.5, 0.7)):
+        cell = {"n": 50, "all": said, "all_stderr": 0.07, "whole phrase": 1.0,
+                "whole phrase_stderr": 0.0}
+        scores = {"text-to-speech": {"cells": {"seen": cell}}, "bound": {"text: text": {
+            "documents": 100, "nats_per_token": 0.4, "stderr": 0.01}}}
+        folder = tmp_path / str(n)
+        files.write_json(folder / "scores.json", scores)
+        files.write_json(folder / "config.json", {"config": {"seed": n}, "steps": 10})
+    table = seeds.markdown(seeds.study([tmp_path / "0", tmp_path / "1"]))
+    # the spread, 0.14 / sqrt(2), is larger than what 100 samples allow
+    assert "| text-to-speech: seen | 60 ± 10% | 50, 70% | whole phrase 100 of 100 |" in table
+    assert "| bound, text: text | 0.400 ± 0.010 | 0.400, 0.400 |" in table
+
+
+# ------------------------------------------------------------------------------------------------
+# Laws.
+
+
+def test_scaling_law_and_frontier_are_found_again():
+    N = np.repeat([1.3e4, 5e4, 2e5, 8e5], 4)
+    D = np.tile([9e4, 2e5, 5e5, 1.5e6], 4)
+    loss = 0.3 + 40 / N ** 0.4 + 900 / D ** 0.6
+    law, _ = laws.fit_scaling(N, D, loss)
+    assert law == pytest.approx({"E": 0.3, "A": 40, "a": 0.4, "B": 900, "b": 0.6}, rel=0.02)
+    # where a unit of compute buys as much in either: d/dlogN (A N^-a) = d/dlogD (B D^-b)
+    best = scaling.frontier(law, 1e5)
+    assert law["a"] * law["A"] * 1e5 ** -law["a"] == pytest.approx(
+        law["b"] * law["B"] * best ** -law["b"], rel=1e-6)
+
+
+def test_mixture_law_predicts_a_mix_that_was_left_out():
+    h = np.array([(1, 0, 0), (.5, .5, 0), (.5, 0, .5), (.34, .33, .33), (.6, .2, .2), (.2, .6, .2),
+                  (.2, .2, .6)])
+    h = np.concatenate((h, h))
+    N = np.full(14, 5e4)
+    D = np.repeat([2.5e5, 5e5], 7)
+
+    def true(h, D):
+        return 0.3 + 1 / (2 * h[:, 0] ** 0.6 + 0.2 * h[:, 1] ** 0.5 + 0.1 * h[:, 2] ** 0.5) \
+            + 60 / D ** 0.45
+
+    law = laws.fit_mixture(h, N, D, true(h, D), own=0)
+    left_out = np.array([(0.4, 0.4, 0.2)])
+    assert law(left_out, N[:1], D[:1]) == pytest.approx(true(left_out, D[:1]), rel=0.01)
+
+
+def test_worth_of_others_tokens_is_found_again():
+    own = np.repeat([0.1, 0.2, 0.4], 3)
+    others = np.tile([0.0, 0.2, 0.6], 3)
+    loss = 0.4 + 0.1 * (own + 0.25 * others) ** -0.5
+    found = laws.fit_worth(own, others, loss)
+    assert found == pytest.approx({"c": 0.25, "E": 0.4, "B": 0.1, "b": 0.5}, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------
+# What scripts count.
+
+
+def test_word_errors_of_a_recogniser():
+    assert hear.words("Twenty-one, and 1,043 stars.") == "twenty one one thousand forty three stars".split()
+    assert hear.errors("a red star".split(), "a small red star".split()) == 1
+    assert hear.rate([(1, 4), (0, 4)])["word_errors"][0] == 1 / 8
+
+
+def test_the_true_probability_of_a_passage():
+    """Every choice of every writer, made for one choice of things: all different, as many as
+    CHOICES says, all of one form."""
+    passages = importlib.import_module("passages")
+    from sources import judges, toyworld
+
+    def every(writer, names, picked=()):
+        """All texts that begin with these picks."""
+        rest = list(picked)
+        options = []
+
+        def pick(given):
+            if rest:
+                return given[rest.pop(0)]
+            options.append(len(given))
+            return given[0]
+
+        text = ". ".join(writer(pick, *names)) + "."
+        if not options:
+            return [text]
+        return [t for i in range(options[0]) for t in every(writer, names, (*picked, i))]
+
+    for writer in toyworld.WRITERS:
+        things = toyworld.subjects(writer, "seen")
+        texts = every(writer, [" ".join(kind) for kind in things[0]])
+        assert len(set(texts)) == len(texts) == passages.CHOICES[writer.__name__]
+        assert {passages.writer_of(text) for text in texts} == {writer.__name__}
+        assert judges.judge_passages(texts)["consistent"].all()
+        nats = np.log(len(toyworld.WRITERS) * len(things) * len(texts))
+        assert passages.true_nats()[writer.__name__] == pytest.approx(nats)
+
+
+def test_classifier_learns():
+    import real
+    random = data.rng(0, 1)
+    pictures = random.integers(0, 40, (120, 16, 16, 1)).astype(np.uint8)
+    labels = np.arange(120) % 2
+    pictures[labels == 1, :, 4:8] += 180
+    read = real.classifier(list(pictures[:100]), labels[:100], 2, epochs=10, batch=20)
+    assert (read(list(pictures[100:])) == labels[100:]).mean() > 0.9

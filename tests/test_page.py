@@ -1,0 +1,232 @@
+"""The page of a run: whole in itself, safe with any text, true to the ids, alive in a browser."""
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import sample
+from data import MASK
+from tools import page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((name for name in BROWSERS if shutil.which(name)), None)
+
+
+@pytest.fixture(scope="module")
+def toy(trained):
+    return sample.load_run(trained[0], torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def written(trained):
+    """The page that train.py wrote."""
+    return (trained[0] / "index.html").read_text(encoding="utf-8")
+
+
+def held_out(run, kind, modality):
+    """Ids (slot,) of the first held-out document's member."""
+    ids = data.stacked(run.documents[kind][1].first(1))
+    return ids[run.stream.describe(ids).of(kind, modality)].numpy()
+
+
+def test_the_page_needs_nothing_from_elsewhere(written):
+    sources = re.findall(r"(?:src|href)=['\"]?([^'\" >]*)", written)
+    assert len(sources) > 20 and all(source.startswith("data:") for source in sources)
+    for outside in ("http:", "https:", "<link", "@import", "url(", "fetch("):
+        assert outside not in written
+
+
+def test_every_task_is_shown_with_its_stages(written):
+    sections = written.split("<section class=task>")[1:]
+    assert [s.split("<button>")[0] for s in sections] == \
+        [f"<h3>{task.replace('-', ' ')}" for task in sample.TASKS]
+    for task, section in zip(sample.TASKS, sections):
+        cards = section.split("<article")[1:]
+        assert 1 <= len(cards) <= page.SAMPLES
+        for card in cards:
+            strip, answer = card.split("<div class=screen>")
+            assert "<i></i>" in strip or "<img" in strip
+            assert "<i></i>" not in answer
+            assert ("<audio" in card) == ("speech" in task)
+            assert ("original" in card) == bool(sample.given_members(task))
+
+
+def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "TASKS", {"text-to-image": sample.TASKS["text-to-image"]})
+    folder = tmp_path / "<script>alert(1)<" / "script>"
+    shutil.copytree(toy.folder, folder)
+    run = sample.load_run(folder, torch.device("cpu"))
+    picture = run.stream.to_codes("image", held_out(run, "image-text", "image"))
+    caption = run.tokenizers["text"].encode(["<img>\x1b&"])[0]
+    ids = run.stream.document("image-text", [picture, caption])
+    train, _ = run.documents["image-text"]
+    run.documents["image-text"] = (train, data.Documents.of([ids], run.stream))
+    (folder / "log.jsonl").write_text('{"step": 1, "tokens": 5, "terms": {"<b>": 1.0}}\n')
+    text = page.write(folder, run).read_text(encoding="utf-8")
+    assert "&lt;img&gt;\\x1b&amp;" in text and "\x1b" not in text
+    assert "<img>" not in text and "<b>:" not in text and "&lt;b&gt;:" in text
+    assert "script&gt;</h1>" in text and text.count("<script>") == 1
+
+
+def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path):
+    settings = {"config": {"lr": 1}, "stream": {"slots": {"text": [9]}}, "rule": {"kappa": 0.25}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert "<svg" not in page.write(tmp_path).read_text()  # nothing was logged yet
+    lines = [{"step": n, "tokens": 9 * n, "terms": {"a": 2.0, "b": 20 / n}} for n in range(1, 30)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page.write(tmp_path).read_text()
+    assert text.count("<polyline") == 2 and "Training loss" in text and "0.25" in text
+    assert "29 steps on 261 tokens" in text and "<section" not in text and "<script>" in text
+    tick = re.search(r'top:([\d.]+)%"><span>2<', text)  # the constant term lies on its tick
+    heights = re.findall(r"\d+\.\d\d,(\d+\.\d\d)", text.split("<polyline")[1])
+    assert len(heights) == 29 and set(heights) == {tick[1]}
+    (tmp_path / "films.html").write_text("<p>a film of before")
+    assert "<p>a film of before" in page.write(tmp_path).read_text()
+
+
+def test_smoothing_keeps_lines_straight():
+    line = np.arange(100.0)
+    assert page.smoothed(line)[4:-4] == pytest.approx(line[4:-4])
+    assert page.smoothed(line)[0] == pytest.approx(2.0)  # of 0, 1, 2, 3, 4
+    assert page.smoothed(line[:3]) == pytest.approx([0, 1, 2])
+
+
+def test_bars_of_seen_and_unseen_stand_side_by_side():
+    cells = {}
+    for name, share in (("seen, one", 0.95), ("seen, two", 0.5), ("unseen, one", 0.25),
+                        ("unseen, two", 1.0)):
+        cells[name] = {"n": 10, "all": share, "all_stderr": 0.1 * (share < 1)}
+    task = {"cells": cells, "nfe": 1.0, "seconds": 1.0,
+            "diversity": {"samples": 8, "prompts": 1, "distinct": 1.0, "entropy": 0.0}}
+    text = page.bars({"text-to-image": task})
+    rows = re.findall(r'class="bar (\w+)"><span>([^<]*)</span>', text)
+    assert rows == [("seen", "seen, one"), ("unseen", "unseen, one"),
+                    ("seen", "seen, two"), ("unseen", "unseen, two")]
+    ranges = re.findall(r"--share:([\d.]+);--low:([\d.]+);--high:([\d.]+)", text)
+    wanted = [(0.95, 0.85, 1.0), (0.25, 0.15, 0.35), (0.5, 0.4, 0.6), (1.0, 1.0, 1.0)]
+    assert np.array(ranges, float) == pytest.approx(np.array(wanted))
+    assert "10 of 10" in text and "50.0 ± 10.0%" in text
+
+
+def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
+    ids = held_out(toy, "image-text", "image")
+
+    def decoded(ids):
+        codes = toy.stream.to_codes("image", ids)
+        return sample.decode(toy, "image", [codes])[0].astype(int)
+
+    shown = page.masked_picture(toy, ids)
+    assert np.abs(shown[4:, :, :3] - decoded(ids)).max() <= 1
+    assert (shown[3, :, 3] == 0).all() and (np.delete(shown, 3, 0)[:, :, 3] == 255).all()
+    colourless = ids.copy()
+    colourless[:3] = MASK
+    assert (page.masked_picture(toy, colourless)[:, :, :3] == page.GREY).all()
+    ids[-1] = toy.stream.start["image"]  # code 0 in the last square, as what is masked is read
+    wanted = decoded(ids)
+    ids[-1] = MASK
+    shown = page.masked_picture(toy, ids)[4:, :, :3]
+    side = 32 // toy.tokenizers["image"].config.grid[0]
+    assert (shown[-side:, -side:] == page.GREY).all()
+    assert np.abs(shown[:-side] - wanted[:-side]).max() <= 1
+
+
+def test_a_clip_is_grey_where_it_is_masked_and_nothing_behind_its_end(toy):
+    groups, size = toy.stream.codes["speech"]
+    ids = np.zeros(4 * groups, np.int64)  # a step of code 5, a masked one, an end, anything
+    low, high = toy.stream.ranges("speech", np.arange(len(ids)))
+    ids[:] = low + 5
+    ids[groups:2 * groups] = MASK
+    ids[2 * groups:3 * groups] = high[:groups] - 1
+    shown = page.masked_clip(toy, ids)
+    first, masked, end, behind = np.split(shown, 4, axis=1)
+    assert (masked == [page.GREY] * 3 + [255]).all()
+    assert (first[:, :, 3] == 255).all() and len(np.unique(first[:, :, 0])) > 1
+    assert (end[:, :, 3] == 0).all() and (behind[:, :, 3] == 0).all()
+    ids[groups] = low[groups]  # one of three tokens is there: the step is less grey
+    assert (page.masked_clip(toy, ids) != shown).any()
+
+
+def test_a_text_is_shown_up_to_its_end_with_whole_characters(toy):
+    text = toy.tokenizers["text"]
+    codes = text.encode(["the red é."])[0]
+    ids = toy.stream.to_ids("text", codes)
+    end = toy.stream.ranges("text", 0)[1] - 1
+    sure = np.linspace(0.1, 0.9, len(ids) + 2)
+    found = page.pieces(toy, np.append(ids, [end, MASK]), sure)
+    assert "".join(piece for piece, _ in found) == "the red é."
+    accent = next(i for i, (piece, _) in enumerate(found) if "é" in piece)
+    byte = list(text.decode([[code] for code in codes])).index("\ufffd")  # its first of two
+    assert accent == byte and found[accent][1] == sure[byte] and len(found) == len(ids) - 1
+    ids[0] = MASK
+    ids[byte] = MASK
+    pieces = [piece for piece, _ in page.pieces(toy, ids, sure)]
+    assert pieces[0] is None and pieces[byte] is None and None not in pieces[1:byte]
+    assert pieces[byte + 1:] == ["\ufffd."]  # half a character
+
+
+def test_doubt_is_that_of_the_network_when_it_chose(toy):
+    """Against a softmax over a position's own ids, written out."""
+    last = data.stacked(toy.documents["image-text"][1].first(1))
+    rows = toy.stream.describe(last)
+    first, second = rows.of("image-text", "text")[0].nonzero()[:2, 0].tolist()
+    start = last.clone()
+    start[0, [first, second]] = MASK
+    middle = start.clone()
+    middle[0, first] = last[0, first]
+    again = last.clone()
+    again[0, first] = rows.low[0, first]  # a repair: seen masked, with all others there
+    stages = page.sureness(toy, [start, middle, last, again])
+
+    def probability(x, at, token):
+        where = torch.zeros_like(x, dtype=torch.bool)
+        where[0, at] = True
+        with torch.no_grad():
+            logits = toy.ask(x, where)[0]
+        low, high = rows.low[0, at], rows.high[0, at]
+        return float(logits[low:high].softmax(0)[token - low])
+
+    assert (stages[0] == 1).all()
+    wanted = probability(start, first, last[0, first])
+    assert [float(s[0, first]) for s in stages[1:3]] == pytest.approx([wanted] * 2, rel=1e-4)
+    wanted = probability(middle, second, last[0, second])
+    assert float(stages[2][0, second]) == pytest.approx(wanted, rel=1e-4)
+    hidden = again.clone()
+    hidden[0, first] = MASK
+    wanted = probability(hidden, first, again[0, first])
+    assert float(stages[3][0, first]) == pytest.approx(wanted, rel=1e-4)
+    assert int((stages[3] != 1).sum()) == 2
+
+
+def test_stages_are_even_in_masked_tokens_and_end_with_the_answer():
+    film = [torch.tensor([[MASK] * left + [7] * (10 - left)]) for left in range(10, -1, -1)]
+    assert page.stages(film, 0).tolist() == [0, 2, 4, 6, 8, 10]
+    assert page.stages(film + film[-1:] * 3, 0).tolist() == [0, 2, 4, 6, 8, 13]  # after repairs
+    assert page.stages([film[0], film[-1]], 0).tolist() == [0, 1]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
+def test_the_page_plays_in_a_browser_of_a_phones_width(written, tmp_path):
+    """Each film goes back to its masks and on to its answer; nothing is wider than the screen."""
+    probe = """<script>
+const screens = () => [...document.querySelectorAll(".screen")].map(s => s.innerHTML).join();
+const answers = screens();
+document.querySelectorAll(".task button").forEach(b => b.click());
+const masks = screens();
+const right = Math.max(...[...document.querySelectorAll("body *")]
+  .filter(e => !e.closest("pre, svg")).map(e => e.getBoundingClientRect().right));
+setTimeout(() => document.title = [masks !== answers, screens() === answers,
+  right <= innerWidth].join(), 8000);
+</script></html>"""
+    path = tmp_path / "probe.html"
+    path.write_text(written.replace("</html>", probe), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,800",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000",
+               "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    title = re.search("<title>(.*?)</title>", dom)[1]
+    assert title == "true,true,true"

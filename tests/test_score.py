@@ -1,0 +1,276 @@
+"""Scores: judges that know the answers, errors by simulation, the bound computed a second time."""
+import functools
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from runs import call
+
+import data
+import files
+import sample
+from data import HEAD, KINDS, MASK
+from sample import TASKS
+from sources import toyworld
+from tools import score
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def toy(trained):
+    return sample.load_run(trained[0], torch.device("cpu"))
+
+
+# ---- The bound.
+
+
+@torch.inference_mode()
+def by_chain_rule(run, kind, members, document, orders):
+    """-log p of a document's members written token by token, in random orders -> (orders,) nats.
+
+    Its mean over orders is the bound, too: a second way to it, without times and weights.
+    """
+    ids = torch.from_numpy(document)[None]
+    rows = run.stream.describe(ids)
+    places = sample.members_mask(rows, kind, members)[0].nonzero()[:, 0].numpy()
+    n = len(places)
+    totals = []
+    for number in range(orders):
+        order = data.rng(7, number).permutation(places)
+        x = ids.repeat(n, 1)
+        where = torch.zeros_like(x, dtype=torch.bool)
+        for k, place in enumerate(order):  # row k: the first k are known, the next is asked for
+            x[k, order[k:]] = MASK
+            where[k, place] = True
+        nats = 0.0
+        for row, place in zip(run.ask(x, where).double(), order):
+            low, high = int(rows.low[0, place]), int(rows.high[0, place])
+            nats -= float(row[low:high].log_softmax(0)[ids[0, place] - low])
+        totals.append(nats)
+    return np.array(totals)
+
+
+@pytest.mark.parametrize("name", ["text: text", "image-text: joint", "image-text: text given image",
+                                  "speech-text: text given speech"])
+def test_the_bound_is_that_of_the_chain_rule(name, toy, monkeypatch):
+    kind, direction = name.split(": ")
+    members = score.directions(kind)[direction]
+    monkeypatch.setattr(toy.stream, "slots", {kind: toy.stream.slots[kind]})
+    monkeypatch.setattr(score, "extent_nats", lambda run, extents: 0.0)
+    found = [score.bounds(toy, documents=3, rounds=12, seed=seed)[name] for seed in range(6)]
+    found = np.array([entry["nats_per_document"] for entry in found])
+    documents = toy.documents[kind][1].first(3)
+    wanted = np.array([by_chain_rule(toy, kind, members, d, 16) for d in documents])  # (3, 16)
+    error = np.hypot(found.std() / 6 ** 0.5, wanted.std(1).mean() / 48 ** 0.5)
+    assert found.mean() == pytest.approx(wanted.mean(), abs=4 * error)
+    assert error < 0.03 * wanted.mean()
+
+
+def test_the_bound_of_a_text_has_its_extent(toy, monkeypatch):
+    """By hand from the training documents, one added to each count."""
+    monkeypatch.setattr(toy.stream, "slots", {"text": toy.stream.slots["text"]})
+    whole = score.bounds(toy, rounds=1)["text: text"]["nats_per_document"]
+    monkeypatch.setattr(score, "extent_nats", lambda run, extents: 0.0)
+    alone = score.bounds(toy, rounds=1)["text: text"]["nats_per_document"]
+    seen = list(toy.documents["text"][0].lengths() - HEAD)
+    longest = toy.stream.slots["text"][0]
+    possible = {longest, *range(data.ROUND, longest, data.ROUND)}
+    nats = []
+    for document in toy.documents["text"][1].first(512):
+        count = seen.count(len(document) - HEAD) + 1
+        nats.append(-math.log(count / (len(seen) + len(possible))))
+    assert whole - alone == pytest.approx(np.mean(nats))
+
+
+def test_probabilities_of_extents_sum_to_one(toy, monkeypatch):
+    texts = [toy.stream.texts(np.arange(n))[0] for n in (3, 12, 20, 5)]
+    monkeypatch.setitem(toy.documents, "text", (data.Documents.of(texts, toy.stream), None))
+    possible = np.append(np.arange(8, 94, 8), 94)
+    nats = score.extent_nats(toy, possible)
+    assert nats[:4] == pytest.approx(-np.log(np.array([3, 2, 2, 1]) / (4 + 12)))
+    assert np.exp(-nats).sum() == pytest.approx(1)
+
+
+def test_units_are_what_people_count(toy):
+    codes = toy.tokenizers["text"].encode(["a é灰🟥 b"])[0]
+    whole = score.units_of(toy, "text", codes)
+    assert whole == 7
+    for cut in range(len(codes)):  # characters that are cut count once
+        parts = [score.units_of(toy, "text", part) for part in (codes[:cut], codes[cut:])]
+        assert sum(parts) == whole
+    assert score.units_of(toy, "image", np.zeros(19, int)) == 32 * 32 * 3
+    for n in (8000, 8300, 9100):
+        codes = toy.tokenizers["speech"].encode([np.ones(n, np.float32)])[0]
+        assert score.units_of(toy, "speech", codes) == pytest.approx(n / 16_000, abs=0.0321)
+
+
+def test_bits_are_nats_over_units(toy):
+    bounds = score.bounds(toy, rounds=1)
+    assert list(bounds) == [f"{kind}: {name}" for kind in KINDS for name in score.directions(kind)]
+    for name, entry in bounds.items():
+        assert entry["bits_per_token"] == entry["nats_per_token"] / math.log(2)
+        assert ("joint" in name) == (len([k for k in entry if k.startswith("bits_per")]) == 1)
+    entry = bounds["image-text: image given text"]
+    bits = entry["nats_per_document"] / math.log(2)
+    assert entry["bits_per_pixel-channel"] == pytest.approx(bits / 3072)
+    entry = bounds["image-text: text given image"]
+    ids = data.stacked(toy.documents["image-text"][1].first(99))
+    texts = sample.decode(toy, "text", sample.codes_of(toy, "image-text", "text", ids))
+    bits = entry["nats_per_document"] / math.log(2) * len(texts)
+    assert entry["bits_per_character"] == pytest.approx(bits / sum(map(len, texts)))
+
+
+def test_the_error_of_a_ratio_by_hand_and_by_simulation():
+    assert score.ratio(np.array([2.0, 4.0, 6.0]), np.array([1, 2, 3])) == (2.0, 0.0)
+    mean, error = score.ratio(np.array([1.0, 3.0]), np.array([2, 2]))
+    assert (mean, error) == (1.0, pytest.approx(1 / 2 / 2 ** 0.5))
+    random = data.rng(0)
+    found = []
+    for _ in range(800):
+        counts = random.integers(5, 40, 200)
+        found.append(score.ratio(random.gamma(2.0, counts), counts))  # mean 2 a unit
+    means, errors = np.array(found).T
+    assert means.mean() == pytest.approx(2, abs=4 * means.std() / 800 ** 0.5 + 1e-3)
+    assert errors.mean() == pytest.approx(means.std(), rel=0.1)
+
+
+# ---- Questions and judges.
+
+
+@pytest.fixture(scope="module")
+def cells(toy):
+    return score.toy_cells(toy, 12, 3)
+
+
+def test_right_answers_are_judged_right_and_others_wrong(cells):
+    assert set(cells) == set(TASKS)
+    for name, cell in cells["image-to-text"].items():
+        captions = cells["text-to-image"][name].prompts
+        pictures = cell.prompts
+        assert cell.judge({"text": captions})["all"].all()
+        assert cells["text-to-image"][name].judge({"image": pictures})["all"].all()
+        assert not cell.judge({"text": captions[1:] + captions[:1]})["all"].all()
+        assert not cell.judge({"text": ["?"] * 12})["all"].any()
+    passages = toyworld.passages(12, 5)
+    marks = cells["text"]["passages"].judge({"text": passages})
+    assert marks["all"].all() and marks["consistent"].all() and (marks["distinct"] == 1).all()
+    own = cells["image"]["its own caption"].judge
+    pair = {"image": pictures, "text": captions}
+    assert own(pair)["all"].all() and not own({**pair, "text": captions[::-1]})["all"].all()
+
+
+def test_unseen_questions_are_not_in_the_training(toy, cells):
+    ids = data.stacked(toy.documents["image-text"][0].first(999))
+    learnt = set(sample.decode(toy, "text", sample.codes_of(toy, "image-text", "text", ids)))
+    for name, cell in cells["text-to-image"].items():
+        assert name.startswith("seen") or not learnt & set(cell.prompts)
+
+
+def test_pictures_of_questions_are_none_of_the_training(toy, monkeypatch):
+    scenes = toyworld.scenes(20, 4)
+    encode = toy.tokenizers["image"].encode
+
+    def documents(pictures):
+        made = [toy.stream.document("image-text", [codes, [0]]) for codes in encode(pictures)]
+        return data.Documents.of(made, toy.stream), None
+
+    monkeypatch.setitem(toy.documents, "image-text", documents(toyworld.draw(scenes, 9)))
+    known = {c.tobytes() for c in encode(toyworld.draw(scenes, 9))}
+    pictures, stale = score.fresh_pictures(toy, scenes, 9)
+    assert sum(c.tobytes() in known for c in encode(pictures)) == stale < 20
+    pictures = toyworld.draw(scenes, 10)  # of another seed they are fresh, or drawn anew
+    again, stale = score.fresh_pictures(toy, scenes, 10)
+    for picture, codes, other in zip(pictures, encode(pictures), again):
+        assert np.array_equal(picture, other) or codes.tobytes() in known
+
+
+def test_own_data_are_judged_by_words_or_characters():
+    marks = score.judge_held_out(["灰色一", "灰色"], {"text": ["灰色二", "灰色"]})
+    assert marks["all"].tolist() == pytest.approx([2 / 3, 1]) and marks["exact"].tolist() == [0, 1]
+    marks = score.judge_held_out(["a grey cat", "cat"], {"text": ["a red cat", "cats"]})
+    assert marks["all"].tolist() == pytest.approx([2 / 3, 0])
+
+
+def test_own_data_are_asked_for_held_out_items(toy):
+    cells = score.own_cells(toy, 5)
+    assert set(cells) == {"image-to-text", "speech-to-text"}
+    for task, cell in cells.items():
+        rows = cell["held out"].prompts
+        kind = TASKS[task][0]
+        truth = data.stacked(toy.documents[kind][1].first(5))
+        at = toy.stream.describe(rows).of(kind, "text")
+        assert (rows[at] == MASK).all() and torch.equal(rows[~at], truth[~at])
+        texts = sample.decode(toy, "text", sample.codes_of(toy, kind, "text", truth))
+        assert cell["held out"].judge({"text": texts})["exact"].all()
+
+
+# ---- Figures.
+
+
+def test_accuracy_is_of_the_seen_cells(monkeypatch):
+    """Marks of two cells of 2 and 6 samples, and of unseen ones, by hand."""
+    def cell(n, marks):
+        judge = {"all": np.array(marks), "colour": np.full(n, np.nan)}
+        return score.Cell([None] * n, lambda outputs: judge)
+
+    made = types.SimpleNamespace(outputs={}, nfe=6.0, seconds=1.0)
+    monkeypatch.setattr(score, "answers", lambda *args: made)
+    cells = {"seen, a": cell(2, [0, 1]), "seen, b": cell(6, [1] * 6), "unseen": cell(4, [0] * 4)}
+    result = score.score_task(None, "text", cells, 0, {})
+    assert result["accuracy"] == pytest.approx(7 / 8) and result["n"] == 8
+    assert result["stderr"] == pytest.approx(2 / 8 * 0.5 / 2 ** 0.5)
+    assert result["nfe"] == pytest.approx(6) and result["seconds"] == 3
+    assert "colour" not in result["cells"]["unseen"]
+
+
+def test_diversity_by_hand(monkeypatch):
+    """Four samples of one prompt, (1/2, 1/4, 1/4) at one position; then four equal ones."""
+    ids = torch.tensor([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
+    asked = []
+
+    def answers(run, task, prompts, seed, changes):
+        asked.append(prompts)
+        return types.SimpleNamespace(ids=ids)
+
+    monkeypatch.setattr(score, "answers", answers)
+    result = score.diversity(None, "image", ["a", "b"], 0, {}, repeats=4)
+    assert asked == [["a"] * 4 + ["b"] * 4]
+    assert result["distinct"] == (0.75 + 0.25) / 2 and result["prompts"] == 2
+    assert result["entropy"] == pytest.approx(0.75 * math.log(2))
+
+
+def test_all_or_none_are_told_as_such(trained):
+    cell = functools.partial(dict, n=50, all_stderr=0.0707)
+    shown = [score.share(cell(all=value)) for value in (1.0, 0.0, 0.5)]
+    assert shown == ["50 of 50", "0 of 50", "50.0 ± 7.1%"]
+    scores = files.read_json(trained[0] / "scores.json")
+    scores["text"]["cells"]["passages"].update(all=1.0, n=50)
+    assert "text            passages                 50 of 50   gramm" in score.table(scores)
+
+
+def test_scores_of_a_run_are_whole(trained):
+    scores = files.read_json(trained[0] / "scores.json")
+    assert set(scores) == {*TASKS, "tokenizers", "bound"} and len(scores["bound"]) == 7
+    for task in TASKS:
+        result = scores[task]
+        assert 0 <= result["accuracy"] <= 1 and result["nfe"] > 0 and result["seconds"] > 0
+        assert all(cell["n"] == 2 for cell in result["cells"].values())
+        assert 0 < result["diversity"]["distinct"] <= 1
+    assert scores["text-to-image"]["n"] == 4 and len(scores["text-to-image"]["cells"]) == 4
+    for result in scores["tokenizers"].values():
+        assert 0 <= result["tokens"][0] <= result["true"][0] == 1
+    assert all(0 < entry["nats_per_token"] < 9 for entry in scores["bound"].values())
+
+
+def test_tasks_are_scored_alone_and_under_other_settings(toy, tmp_path):
+    path = tmp_path / "a.json"
+    printed = call(score.main, "text", "--run", toy.folder, "--n", 2, "--json", path, "--steps", 3,
+                   "--device", "cpu", "--sampler", "ancestral", "--correct", 0)
+    scores = files.read_json(path)
+    assert list(scores) == ["text"] and 2 <= scores["text"]["nfe"] <= 3
+    assert score.table(scores) in printed and "bound" not in printed
+    with pytest.raises(files.UsageError, match="infill: this run is judged on text, text-to-image"):
+        score.score(toy, 2, tasks=("infill",))

@@ -1,0 +1,168 @@
+"""How fast training is, on random documents that are laid out as the default run's.
+
+    python -m tools.bench --preset small --batch-tokens 16384 --json bench.json
+
+Timed are the step of train.py, that of its autoregressive twin (the same network with a causal
+mask, a loss at every token), and one large matrix product. The flags of train.py are taken, too:
+python train.py --help. --steps says how many steps are timed (20).
+"""
+import argparse
+import dataclasses
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+
+import data
+import files
+import train
+from tools.plan import flops_per_token
+
+WARM_UP = 3  # steps
+CODES = {"text": (1, 436), "image": (1, 625), "speech": (3, 200)}  # groups, size
+SLOTS = {"image-text": [19, 12], "speech-text": [72, 8]}           # tokens of each member
+
+
+def random_documents(config, count=300):
+    """Stream and {kind: Documents} of random codes, `count` of each kind in the mix."""
+    room = config.text_length - data.HEAD
+    stream = data.Stream(CODES, {"text": [room], **SLOTS})
+    random = data.rng(config.seed, 31)
+
+    def codes(modality, least, most):  # of so many steps
+        groups, size = CODES[modality]
+        steps = random.integers(least, most, endpoint=True)
+        return random.integers(0, size, groups * steps)
+
+    texts = []
+    pictures = []
+    clips = []
+    for _ in range(count):
+        texts += stream.texts(codes("text", room // 5, room // 2))
+        members = [codes("image", 19, 19), codes("text", 6, 11)]
+        pictures.append(stream.document("image-text", members))
+        members = [codes("speech", 10, 23), codes("text", 2, 7)]
+        clips.append(stream.document("speech-text", members))
+    made = {"text": texts, "image-text": pictures, "speech-text": clips}
+    made = {kind: docs for kind, docs in made.items() if config.mix.get(kind)}
+    return stream, {kind: data.Documents.of(docs, stream) for kind, docs in made.items()}
+
+
+class Twin(train.Training):
+    """The autoregressive twin."""
+
+    def __init__(self, config, *rest):
+        shape = {**config.shape, "causal": True}
+        super().__init__(dataclasses.replace(config, shape=shape, complement=False), *rest)
+
+    def batch(self, step):
+        return data.next_tokens(self.stream, self.batches(step))
+
+
+def wait(device):
+    """Until the device has done all that it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def matmul_rate(device, dtype):
+    """FLOP/s of a large matrix product: the best of ten."""
+    n = 8192
+    if device.type == "cpu":
+        n = 1024
+    a = torch.ones(n, n, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(10):
+        wait(device)
+        start = time.perf_counter()
+        a @ a
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n ** 3 / min(seconds)
+
+
+def measure(name, training, rate):
+    """Time the steps of a Training, print and return its figures. rate: of a matrix product.
+
+    Seconds are medians. Tokens do not count padding.
+    """
+    config = training.config
+    training.compile()
+    rule = train.batch_rule(training.tokens, train.BASE["tokens"], config)
+    optimizers = training.optimizers(rule)
+    laps = []
+    for step in range(WARM_UP + (config.steps or 20)):
+        start = time.perf_counter()
+        batch = training.batch(step)
+        made = time.perf_counter()
+        batch = batch.to(training.device)
+        train.train_step(training.net, optimizers, batch, config, training.autocast)
+        wait(training.device)
+        laps.append((made - start, time.perf_counter() - made))
+    making, seconds = np.median(laps[WARM_UP:], 0).tolist()
+    looked = float((batch.weight > 0).sum()) / training.tokens
+    flops = training.tokens * flops_per_token(training.net, training.batches.length, looked)
+    result = dict(
+        batch_ms=1000 * making,
+        step_ms=1000 * seconds,
+        tokens_per_second=training.tokens / seconds,
+        flops_per_step=flops,
+        utilised=flops / seconds / rate,
+    )
+    print(f"{name:15}{1000 * making:7.1f} ms{1000 * seconds:8.1f} ms"
+          f"{result['tokens_per_second']:11,.0f}{result['utilised']:10.0%}", flush=True)
+    return result
+
+
+def peak_memory(device):
+    """Most bytes held so far: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def bench(config, device):
+    """Time what the docstring above names, print a table, return the figures."""
+    torch.set_float32_matmul_precision("high")
+    name = f"{device.type}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    stream, documents = random_documents(config)
+    training = train.Training(config, stream, documents, device)
+    rate = matmul_rate(device, training.dtype)
+    rows = training.batches
+    padding = training.padding()
+    print(f"{name}, {config.dtype}, preset {config.preset}: a step is {rows.count} rows of "
+          f"{rows.length} tokens, {padding:.1%} of them padding")
+    print(f"{'':15}{'batch':>10}{'step':>11}{'tokens/s':>11}{'utilised':>10}", flush=True)
+    result = dict(device=name, torch=torch.__version__, dtype=config.dtype, preset=config.preset,
+                  rows=rows.count, length=rows.length, padding=padding,
+                  tokens_per_step=training.tokens, matmul_flops=rate)
+    result["diffusion"] = measure("diffusion", training, rate)
+    del training  # and its memory
+    twin = Twin(config, stream, documents, device)
+    result["autoregressive"] = measure("autoregressive", twin, rate)
+    result["peak_bytes"] = peak_memory(device)
+    print("batch: made while the device works. utilised: 6 N a token and attention (PaLM, appendix "
+          f"B), as a share of a large matrix product's {rate / 1e12:.3g} TFLOP/s. peak memory: "
+          f"{result['peak_bytes'] / 2**30:.2f} GiB")
+    return result
+
+
+def main():
+    parser = files.Parser(description=__doc__, allow_abbrev=False,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    args, rest = parser.parse_known_args()
+    config, _ = train.parse(rest)
+    train.check_settings(config)
+    result = bench(config, files.pick_device(config.device))
+    if args.json:
+        files.write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    files.command_line(main, "bench")

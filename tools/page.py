@@ -1,0 +1,388 @@
+"""The page of a run, index.html: what the model does, how well, and how it learnt. One file.
+
+    python -m tools.page --run runs/toy --seed 1      other samples for the same prompts
+"""
+import argparse
+import base64
+import html
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import diffusion
+import files
+import sample
+from data import KINDS, MASK
+from sample import TASKS
+from tools import score
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+SAMPLES = 3  # of each task
+STAGES = 6   # of each sample
+GREY = 187   # of what is masked
+
+
+def escaped(text):
+    """Any text as HTML; control characters are shown as one would type them."""
+    return html.escape(files.printable(text))
+
+
+def title(task):
+    return task.replace("-", " ")
+
+
+def inline(kind, content):
+    """The bytes of a file as an address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ------------------------------------------------------------------------------------------------
+# What the ids of a member look like, masked or not.
+
+
+def greyed(pixels, masked):
+    """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into grey."""
+    height = pixels.shape[0] // masked.shape[0]
+    width = pixels.shape[1] // masked.shape[1]
+    share = masked.repeat(height, 0).repeat(width, 1)[:, :, None]         # (H, W, 1)
+    return pixels * (1 - share) + GREY * share
+
+
+def rgba(pixels, visible):
+    """Pixels (H, W, 1 or 3) in 0..255 -> uint8 (H, W, 4). visible: (H, 1) or (W,) bool."""
+    shown = np.empty((*pixels.shape[:2], 4), np.uint8)
+    shown[:, :, :3] = pixels.round()
+    shown[:, :, 3] = 255 * visible
+    return shown
+
+
+def masked_picture(run, ids):
+    """Ids of a picture (slot,) -> uint8 (4 + H, W, 4): it under a strip of its colours."""
+    tokenizer = run.tokenizers["image"]
+    masked = ids == MASK
+    codes = (ids - run.stream.start["image"]).astype(np.int32)
+    codes[masked] = 0
+    count = tokenizer.config.colours
+    palette = tokenizer.colours_of(codes[:count]).copy()                  # (K, C)
+    palette[masked[:count]] = GREY
+    pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
+    pixels = greyed(pixels, masked[count:].reshape(tokenizer.config.grid))
+    width = pixels.shape[1]
+    strip = palette[np.arange(width) * count // width]                    # (W, C)
+    pixels = np.concatenate(([strip] * 4, pixels))
+    gap = np.arange(len(pixels)) == 3
+    return rgba(pixels, ~gap[:, None])
+
+
+HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
+    (0.00, 8, 8, 30),
+    (0.35, 80, 30, 130),
+    (0.70, 235, 110, 70),
+    (1.00, 255, 250, 200),
+])
+
+
+def spectrogram(magnitudes):
+    """Magnitudes (bins, T) -> (H, T, 3): up to 5 kHz over 60 dB, a column of pixels a frame."""
+    decibels = 20 * np.log10(magnitudes[:320:4].clip(1e-5))
+    loudness = (1 + (decibels - decibels.max()) / 60).clip(0)
+    channels = [np.interp(loudness, HEAT[:, 0], stops) for stops in HEAT.T[1:]]
+    return np.dstack(channels)[::-1]
+
+
+def masked_clip(run, ids):
+    """Ids of a clip (slot,) -> uint8 (H, T, 4): its spectrogram, nothing behind its end."""
+    groups, size = run.stream.codes["speech"]
+    masked = ids == MASK
+    codes = ids - run.stream.ranges("speech", np.arange(len(ids)))[0]
+    codes[masked] = 0
+    over = np.logical_or.accumulate(codes >= size)
+    codes[over] = 0
+    magnitudes = run.tokenizers["speech"].magnitudes([codes.astype(np.int32)])[0]  # (bins, T)
+    pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
+    pixels = greyed(pixels, masked.reshape(1, -1, groups).mean(2))
+    frames = pixels.shape[1] * groups // len(ids)  # of a step
+    return rgba(pixels, ~over[groups - 1::groups].repeat(frames))
+
+
+def pieces(run, ids, sure):
+    """Ids of a text (slot,) and the probability of each -> [(string, or None for a mask;
+    probability)] up to its end. Tokens that share a character are one piece."""
+    codes = np.where(ids == MASK, -1, ids - run.stream.start["text"])
+    ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
+    if len(ends):
+        codes = codes[:ends[0]]
+    found = []
+    first = 0
+    for last, code in enumerate(codes, 1):
+        text = None
+        if code >= 0:
+            text = run.tokenizers["text"].decode([codes[first:last]])[0]
+            goes_on = last < len(codes) and codes[last] >= 0
+            if goes_on and text.endswith("\ufffd"):  # in the middle of a character
+                continue
+        found.append((text, sure[first:last].min()))
+        first = last
+    return found
+
+
+def show_text(run, ids, sure):
+    shown = ""
+    for text, p in pieces(run, ids, sure):
+        if text is None:
+            shown += "<i></i>"
+        elif p > 0.9:
+            shown += escaped(text)
+        else:
+            shown += f'<mark style="--sure:{p}" title="{p:.2f}">{escaped(text)}</mark>'
+    return f"<div class=text>{shown}</div>"
+
+
+def show_image(run, ids, sure):
+    picture = inline("image/png", sample.png(masked_picture(run, ids)))
+    return f'<img class=image alt="a picture" src="{picture}">'
+
+
+def show_speech(run, ids, sure):
+    pixels = masked_clip(run, ids)
+    picture = inline("image/png", sample.png(pixels))
+    width = 2 * pixels.shape[1]
+    shown = f'<img class=speech alt="a spectrogram" width={width} src="{picture}">'
+    if not (ids == MASK).any():
+        wave = sample.decode(run, "speech", [run.stream.to_codes("speech", ids)])[0]
+        shown += f'<audio controls src="{inline("audio/wav", sample.wav(wave))}"></audio>'
+    return f"<div class=clip>{shown}</div>"
+
+
+SHOW = {"text": show_text, "image": show_image, "speech": show_speech}
+
+# ------------------------------------------------------------------------------------------------
+# Films.
+
+
+@torch.inference_mode()
+def sureness(run, film):
+    """The probability that the network gave each token when it was revealed, by stage of a film
+    (list of (B, L)) -> list of (B, L). It is asked again, since films hold ids only."""
+    sure = torch.ones(film[0].shape)
+    by_stage = [sure]
+    for before, after in zip(film, film[1:]):
+        new = (before != after) & (after != MASK)                         # (B, L)
+        if new.any():
+            rows = run.stream.describe(after)
+            logits = run.ask(before.masked_fill(new, MASK), new)          # (M, V)
+            nll = diffusion.token_nll(logits, after[new], rows.low[new], rows.high[new])
+            sure = sure.masked_scatter(new, torch.exp(-nll))
+        by_stage.append(sure)
+    return by_stage
+
+
+def stages(film, row):
+    """Which frames of a row's film to show: as even in masked tokens as it has them, and the last
+    one. Increasing."""
+    left = np.array([int((frame[row] == MASK).sum()) for frame in film])
+    wanted = np.linspace(left[0], left[-1], STAGES)
+    at = np.abs(left[:, None] - wanted).argmin(0)                         # (STAGES,)
+    at[-1] = len(film) - 1
+    return np.unique(at)
+
+
+def card(run, task, film, sure, truth, row):
+    """A sample's film as HTML: the prompt, stages, the answer, the held-out original."""
+    kind, targets = TASKS[task]
+    given = sample.given_members(task)
+    rows = run.stream.describe(truth)
+
+    def show(modalities, ids, sure):
+        shown = ""
+        for modality in modalities:
+            at = rows.of(kind, modality)[row]
+            shown += SHOW[modality](run, ids[row][at].numpy(), sure[row][at].numpy())
+        if len(modalities) > 1:
+            return f"<div class=pair>{shown}</div>"
+        return shown
+
+    frames = [show(targets, film[i], sure[i]) for i in stages(film, row)]
+    strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
+    look = "words" if "text" in targets else "pictures"
+    shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
+    if given:
+        prompt = show(given, truth, sure[0])
+        original = show(targets, truth, sure[0])
+        shown = f"<div class=prompt>{prompt}</div>{shown}<div class=truth>original {original}</div>"
+    return f"<article class=card>{shown}</article>"
+
+
+def task_films(run, task, seed):
+    """A task's films as HTML: answers to the first held-out prompts."""
+    kind, targets = TASKS[task]
+    truth = data.stacked(run.documents[kind][1].first(SAMPLES))           # (B, L)
+    ids = truth
+    for modality in targets:
+        ids = sample.punch(run, kind, ids, modality)
+    made = sample.answer(run, task, ids, seed, record=True)
+    sure = sureness(run, made.film)
+    cards = ""
+    for row in range(len(truth)):
+        cards += card(run, task, made.film, sure, truth, row)
+    settings = [f"{name} {value}" for name, value in sample.settings_for(task).items()]
+    settings = ", ".join(settings)
+    return f"""<section class=task><h3>{title(task)}<button>&#9654; play</button></h3>
+<p class=soft>{made.nfe:.0f} evaluations of the network a sample: {settings}</p>
+<div class=cards>{cards}</div></section>"""
+
+
+def films(run, seed):
+    """HTML of all tasks that the run knows."""
+    parts = [f"""<h2>What it does</h2>
+<p class=soft>Each strip leads from masks, which are grey, to an answer. The prompts are the first
+{SAMPLES} held-out items, the samples those of seed {seed}. None was chosen. Orange: the network
+gave a word a low probability when it wrote it. The bar above a picture is its palette. Of several
+candidates one sees the one that the network keeps.</p>"""]
+    for task, (kind, _) in TASKS.items():
+        if kind in run.stream.slots:
+            parts.append(task_films(run, task, seed))
+    return "\n".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------
+# Scores and training loss.
+
+
+def bar(name, cell):
+    """A share right as a bar, with its standard error."""
+    share = cell["all"]
+    low = max(0, share - cell["all_stderr"])
+    high = min(1, share + cell["all_stderr"])
+    look = "unseen" if name.startswith("unseen") else "seen"
+    return f"""<div class="bar {look}"><span>{escaped(name)}</span>
+<div class=track style="--share:{share};--low:{low};--high:{high}"><div class=fill></div>
+<div class=error></div></div><span>{score.share(cell)}</span></div>"""
+
+
+def bars(scores):
+    """Scores as HTML, those of seen and unseen things side by side."""
+    def group(name):  # "seen, X" and "unseen, X" belong together
+        return name.removeprefix("un").removeprefix("seen")
+
+    parts = []
+    for task in [task for task in TASKS if task in scores]:
+        cells = scores[task]["cells"]
+        shown = [bar(name, cells[name]) for name in sorted(cells, key=group)]
+        parts.append(f"<div><h3>{title(task)}</h3>{''.join(shown)}</div>")
+    return f"""<h2>How well</h2>
+<p class=soft>Share right of fresh samples, and one standard error. Unseen are combinations that the
+training left out.</p>
+<div class=scores>{"".join(parts)}</div>
+<details><summary>All figures, and the bound on held-out data</summary>
+<pre>{escaped(score.table(scores))}</pre></details>"""
+
+
+COLOURS = ("#1f7a8c", "#c8553d", "#5b8e3e", "#8661b3", "#d9902b", "#4a78c4", "#a0578a")
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+
+
+def smoothed(values):
+    """The mean of up to nine values around each one: (n,) -> (n,)."""
+    reach = min(4, len(values) // 20)
+    return [values[max(0, i - reach):i + reach + 1].mean() for i in range(len(values))]
+
+
+def curves(lines):
+    """The training loss over steps as HTML, on a logarithmic axis. lines: of log.jsonl."""
+    names = list(lines[0]["terms"])
+    last = lines[-1]["step"]
+    terms = []
+    for name in names:
+        values = np.array([line["terms"][name] for line in lines], float)
+        terms.append(np.maximum(smoothed(values), 0.001))
+    top = np.log(np.max(terms)) + 0.1
+    bottom = np.log(np.min(terms)) - 0.1
+
+    def down(nats):  # percent of the height
+        return 100 * (top - np.log(nats)) / (top - bottom)
+
+    chart = ""
+    for tick in TICKS:
+        y = down(tick)
+        if 0 < y < 100:
+            chart += f'<div class=tick style="top:{y:.2f}%"><span>{tick}</span></div>'
+    chart += '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
+    key = ""
+    some = range(0, len(lines), max(1, len(lines) // 400))
+    for name, term, colour in zip(names, terms, COLOURS):
+        x = [100 * lines[i]["step"] / last for i in some]
+        points = [f"{a:.2f},{b:.2f}" for a, b in zip(x, down(term[some]))]
+        chart += f'<polyline points="{" ".join(points)}" stroke="{colour}"/>'
+        key += f'<span><b style="color:{colour}">&#9644;</b> {escaped(name)}: {term[-1]:.2f}</span>'
+    return f"""<h2>How it learnt</h2>
+<p class=soft>Training loss by kind/modality, nats a token, logarithmic. The settings weighting and
+time_power say how pairs are trained: a term that they change is no bound on -log p.</p>
+<div class=chart>{chart}</svg></div>
+<div class="axis soft"><span>0</span><span>{last:,} steps</span></div>
+<div class=key>{key}</div>"""
+
+
+# ------------------------------------------------------------------------------------------------
+# The page.
+
+FOLDED = {  # what of config.json is shown
+    "config": "Settings",
+    "model": "The network",
+    "rule": "Optimizer settings that the batch rule derived",
+    "step_tokens": "Tokens a step",
+}
+
+
+def write(folder, run=None, seed=0):
+    """Write index.html of a run folder and return its path.
+
+    run: a loaded sample.Run, to make films. Without one those of before are shown again, so that a
+    page during the training costs nothing. seed: of the samples.
+    """
+    folder = Path(folder)
+    saved = files.read_json(folder / "config.json")
+    scores = files.read_json(folder / "scores.json")
+    body = []
+    lines = []
+    if (folder / "log.jsonl").exists():
+        log = (folder / "log.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in log.splitlines()]
+    if lines:
+        body.append(f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} "
+                    f"tokens: {', '.join(saved['stream']['slots'])}.</p>")
+    if run:
+        files.write_text(folder / "films.html", films(run, seed))
+    if (folder / "films.html").exists():
+        body.append((folder / "films.html").read_text(encoding="utf-8"))
+    if scores:
+        body.append(bars(scores))
+    if lines:
+        body.append(curves(lines))
+    for name in FOLDED:
+        if name in saved:
+            text = json.dumps(saved[name], indent=1, ensure_ascii=False)
+            body.append(f"<details><summary>{FOLDED[name]}</summary><pre>{escaped(text)}</pre>"
+                        "</details>")
+    text = TEMPLATE.read_text(encoding="utf-8").replace("{{body}}", "\n".join(body))
+    text = text.replace("{{name}}", escaped(folder.resolve().name))
+    files.write_text(folder / "index.html", text)
+    return folder / "index.html"
+
+
+def main():
+    parser = files.Parser(description=__doc__,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
+    parser.add_argument("--seed", type=files.number(int, 0), default=0, help="which samples (0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    args = parser.parse_args()
+    run = sample.load_run(args.run, files.pick_device(args.device))
+    print(write(run.folder, run, args.seed))
+
+
+if __name__ == "__main__":
+    files.command_line(main, "page")
