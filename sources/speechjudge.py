@@ -2,8 +2,8 @@
 
 What was heard is warped in time onto templates: every phrase, spoken by the synthesiser. The
 phrase whose phonemes are nearest was meant. But a word counts only if each of its phonemes is
-there: the distance from the template, averaged over the phoneme's frames, is at most CLEAR. So
-one wrong or missing phoneme spoils its word, however near the phrase is as a whole.
+there, at most CLEAR away from the template's. So one wrong or missing phoneme spoils its word,
+however near the phrase is as a whole. No fault has a template, so no fault is preferred.
 """
 import functools
 from typing import NamedTuple
@@ -24,7 +24,7 @@ POINTS = 32  # frames of a template in the first, coarse comparison
 SHORTLIST = 16  # templates that pass it
 DETOUR = 0.2  # dB, what it costs not to go on frame by frame: no stretching without need
 SPAN = 7  # frames
-CLEAR = 6.0  # dB, largest distance of a phoneme that is there
+CLEAR = 6.0  # dB, largest distance of a phoneme that is there. Of true speech: 5.0
 UNCLEAR = "[unclear]"  # stands for a word that is not as it should be
 
 
@@ -187,13 +187,18 @@ def phoneme_errors(x, template):
 
 
 def clear_words(phrase, errors):
-    """The words of a phrase, UNCLEAR in place of those with a phoneme beyond CLEAR."""
+    """The words of a phrase, UNCLEAR in place of those with a phoneme beyond CLEAR.
+
+    An unclear article is left out: it counts for nothing, see `words_right`.
+    """
     said = []
     start = 0
     for word in phrase.split():
         end = start + len(phonemes(word))
-        clear = errors[start:end].max() <= CLEAR
-        said.append(word if clear else UNCLEAR)
+        if errors[start:end].max() <= CLEAR:
+            said.append(word)
+        elif word != "a":
+            said.append(UNCLEAR)
         start = end
     return said
 
@@ -217,7 +222,7 @@ def read_speech(waves):
     """Waves (samples,) at 16 kHz -> list of phrases of the toy world, as they were heard.
 
     The phrase is the one whose phonemes are nearest in the mean square. UNCLEAR stands for a
-    word that is not as it should be. "" where no word but the article is clear.
+    word that is not as it should be. "" where no word is clear but the article.
     """
     return [read_one(wave) for wave in waves]
 

@@ -478,3 +478,15 @@ def test_sources_are_merged_in_order(tmp_path):
     last, first = merged.load([4, 0])
     assert last[0, 0, 0] == 20
     assert first[0, 0, 0] == 0
+
+
+def test_long_texts_are_cut_where_lines_end_and_short_ones_never():
+    from sources.prepare import sections
+    lines = "".join(f"line {n} of the book\n" for n in range(600))
+    for book, ends in ((lines, "\n"), (lines.replace("\n", " "), " "), ("a" * 9000, "a")):
+        parts = sections([book])
+        assert "".join(parts) == book
+        assert 30 < len(parts) <= 101
+        assert all(part.endswith(ends) for part in parts)
+    poems = ["a poem of some length " * 10] * 60
+    assert sections(poems) == poems

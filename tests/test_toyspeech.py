@@ -7,17 +7,19 @@ import torch
 
 from sources import speechjudge, toyspeech, toyworld
 
-KINDS_OF_PHRASE = [*toyspeech.all_phrases("seen"), *toyspeech.all_phrases("unseen")]
-ALL_PHRASES = sum(KINDS_OF_PHRASE, [])
+SEEN = sum(toyspeech.all_phrases("seen"), [])
+UNSEEN = sum(toyspeech.all_phrases("unseen"), [])
+ALL_PHRASES = SEEN + UNSEEN
 
 VOWELS = set("iy i ih eh ae aa ao or ah uw er ax ey ay ow".split())
 CONSONANTS = set(toyspeech.PHONEMES) - VOWELS
-SAME = [{"t", "ty", "st", "tr"}, {"k", "sk"}, {"r", "rr"}, {"l", "el"}, {"iy", "i"}, {"ao", "or"}]
+ALLOPHONES = ["t ty st tr", "k sk", "r rr", "l el", "iy i", "ao or"]  # no faults for each other
 
 
 def some_phrases(n, seed):
     """Two seen phrases for an unseen one."""
-    return toyspeech.phrases(2 * n // 3, seed) + toyspeech.phrases(n // 3, seed, "unseen")
+    seen = toyspeech.phrases(2 * n // 3, seed)
+    return seen + toyspeech.phrases(n // 3, seed, "unseen")
 
 
 def share_right(read, phrases):
@@ -29,8 +31,8 @@ def share_right(read, phrases):
 
 
 def test_all_phrases_are_there_once():
-    sizes, pairs = len(toyworld.SIZES), len(toyworld.KINDS)
-    assert len(ALL_PHRASES) == len(set(ALL_PHRASES)) == sizes * pairs + 99
+    count = len(toyworld.SIZES) * len(toyworld.KINDS) + 99
+    assert len(ALL_PHRASES) == len(set(ALL_PHRASES)) == count
 
 
 def test_splits_keep_apart():
@@ -69,8 +71,8 @@ def test_speech_is_deterministic():
     first = toyspeech.speak(said, 1)
     again = toyspeech.speak(said, 1)
     other = toyspeech.speak(said, 2)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again))
-    assert not any(np.array_equal(a, b) for a, b in zip(first, other))
+    for a, b, c in zip(first, again, other):
+        assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert (np.random.get_state()[1] == state).all()
     assert toyspeech.speak([], 0) == []
     with pytest.raises(KeyError, match="dodecahedron"):
@@ -80,17 +82,21 @@ def test_speech_is_deterministic():
 def test_source_is_the_sum_of_its_harmonics():
     frames, count = 20, 30
     source = toyspeech.harmonics(np.full(frames, 113.7), np.full(frames, count))
-    phase = 2 * np.pi * 113.7 / toyspeech.SAMPLE_RATE * np.arange(1, len(source) + 1)
-    wanted = np.cos(np.arange(1, count + 1)[:, None] * phase).sum(0)
+    sample = np.arange(1, len(source) + 1)
+    wanted = np.zeros(len(source))
+    for k in range(1, count + 1):
+        wanted += np.cos(2 * np.pi * k * 113.7 * sample / toyspeech.SAMPLE_RATE)
     np.testing.assert_allclose(source, wanted, atol=1e-6)
 
 
 def test_resonances_peak_at_the_formants():
-    f = np.arange(100, 5000, 5, dtype=np.float32)
-    formants = np.array([[500, 1500, 2500, 3500, 4500]], np.float32)
-    gain = np.abs(toyspeech.resonances(formants, f))[0]
-    peaks = np.flatnonzero((gain[1:-1] > gain[:-2]) & (gain[1:-1] > gain[2:])) + 1
-    np.testing.assert_allclose(f[peaks], formants[0], rtol=0.03)
+    formants = (500, 1500, 2500)
+    f = np.arange(100, 3000, 5, dtype=np.float32)
+    gain = np.abs(toyspeech.resonances(np.array([formants], np.float32), f))[0]
+    for formant in formants:
+        near = np.abs(f - formant) < 300
+        peak = f[near][gain[near].argmax()]
+        assert abs(peak - formant) <= 20
 
 
 # ------------------------------------------------------------------------------------------------
@@ -100,23 +106,21 @@ def test_resonances_peak_at_the_formants():
 @pytest.mark.parametrize("voice", toyspeech.VOICES)
 def test_judge_reads_ground_truth(voice):
     seed = 30 + list(toyspeech.VOICES).index(voice)
-    said = some_phrases(45, seed)
+    said = some_phrases(36, seed)
     read = speechjudge.read_speech(toyspeech.speak(said, seed, [voice] * len(said)))
     assert share_right(read, said) >= 0.99
 
 
 def mel_bank(bins, bands):
-    def mel(f):
-        return 2595 * np.log10(1 + f / 700)
-
-    f = mel(np.linspace(0, toyspeech.SAMPLE_RATE / 2, bins))
-    edges = np.linspace(mel(0), mel(toyspeech.SAMPLE_RATE / 2), bands + 2)
+    top = 2595 * np.log10(1 + toyspeech.SAMPLE_RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
+    f = np.linspace(0, toyspeech.SAMPLE_RATE / 2, bins)
     bank = [np.interp(f, edges[k:k + 3], [0, 1, 0]) for k in range(bands)]
     return torch.from_numpy(np.stack(bank)).float()
 
 
 def griffin_lim(wave, size=1024, hop=200, bands=80, steps=16):
-    """Wave -> log-mel spectrogram, with an error of 2 dB -> wave: what a small codec makes of it."""
+    """Wave -> log-mel spectrogram, off by 2 dB -> wave: what a small codec makes of it."""
     window = torch.hann_window(size)
     generator = torch.Generator().manual_seed(0)
 
@@ -127,8 +131,9 @@ def griffin_lim(wave, size=1024, hop=200, bands=80, steps=16):
         return torch.istft(spectrum, size, hop, window=window, length=len(wave))
 
     bank = mel_bank(size // 2 + 1, bands)
-    mel = (bank @ analyse(torch.from_numpy(wave)).abs()).clamp(min=1e-4)
-    mel = mel * 10 ** (torch.randn(mel.shape, generator=generator) * 2 / 20)
+    mel = bank @ analyse(torch.from_numpy(wave)).abs()
+    error = 2 * torch.randn(mel.shape, generator=generator)  # dB
+    mel = mel.clamp(min=1e-4) * 10 ** (error / 20)
     magnitude = (torch.linalg.pinv(bank) @ mel).clamp(min=0)
     phase = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator)
     for _ in range(steps):
@@ -137,7 +142,7 @@ def griffin_lim(wave, size=1024, hop=200, bands=80, steps=16):
 
 
 def test_judge_survives_a_vocoder(one_thread):
-    said = some_phrases(30, 50)
+    said = some_phrases(24, 50)
     read = speechjudge.read_speech([griffin_lim(wave) for wave in toyspeech.speak(said, 52)])
     assert share_right(read, said) >= 0.95
 
@@ -153,7 +158,7 @@ def test_judge_survives_uneven_rhythm(monkeypatch):
 
     speechjudge.templates()
     monkeypatch.setattr(toyspeech, "segment_frames", uneven)
-    said = some_phrases(30, 53)
+    said = some_phrases(24, 53)
     read = speechjudge.read_speech(toyspeech.speak(said, 54))
     assert share_right(read, said) >= 0.95
 
@@ -162,8 +167,11 @@ def test_judge_survives_uneven_rhythm(monkeypatch):
 # The judge does not hear what was not said.
 
 
-def same_sound(a, b):
-    return a == b or any({a, b} <= group for group in SAME)
+def sounds_like(name):
+    for group in ALLOPHONES:
+        if name in group.split():
+            return group.split()
+    return [name]
 
 
 def spoil(word, pool, g):
@@ -172,9 +180,9 @@ def spoil(word, pool, g):
     if pool is None:
         del names[g.integers(len(names))]
         return names
-    places = [i for i, name in enumerate(names) if name in pool]
-    i = g.choice(places)
-    names[i] = g.choice([other for other in sorted(pool) if not same_sound(other, names[i])])
+    i = g.choice([i for i, name in enumerate(names) if name in pool])
+    others = pool.difference(sounds_like(names[i]))
+    names[i] = g.choice(sorted(others))
     return names
 
 
@@ -197,7 +205,7 @@ FAULTS = {"wrong vowel": VOWELS, "wrong consonant": CONSONANTS, "phoneme dropped
 def test_judge_refuses_misspoken_phrases(fault, monkeypatch):
     """No fault is known to the judge: all its templates are of true words."""
     g = toyworld.rng(70)
-    said = some_phrases(60, 71)
+    said = some_phrases(48, 71)
     faulty = [misspoken(phrase, FAULTS[fault], g, monkeypatch) for phrase in said]
     read = speechjudge.read_speech(toyspeech.speak(faulty, 72))
     assert share_right(read, said) <= 0.15
@@ -212,13 +220,13 @@ def test_one_misspoken_word_is_unclear(monkeypatch):
 
 def test_judge_refuses_what_is_no_speech():
     g = toyworld.rng(60)
-    said = some_phrases(30, 61) + ["nine"]
+    said = some_phrases(24, 61) + ["nine"]
     spoken = toyspeech.speak(said, 62)
-    time = np.arange(16000) / toyspeech.SAMPLE_RATE
-    noise = 0.1 * g.standard_normal(16000)
-    odd = [noise, np.zeros(16000), np.zeros(100), np.zeros(0), 0.3 * np.sin(2 * np.pi * 440 * time)]
+    silence = [np.zeros(16000), np.zeros(100), np.zeros(0)]
+    tone = [np.sin(np.arange(16000) / 6)]
+    noise = [g.standard_normal(16000)]
     shuffled = [g.permutation(wave) for wave in spoken]
-    assert set(speechjudge.read_speech(odd + shuffled)) == {""}
+    assert set(speechjudge.read_speech(silence + tone + noise + shuffled)) == {""}
     assert speechjudge.read_speech([]) == []
 
     backwards = speechjudge.read_speech([wave[::-1] for wave in spoken])
