@@ -15,7 +15,7 @@ import common
 import hear
 import laws
 import scaling
-from common import data, files, models, score, train
+from common import data, files, score, train
 
 # ------------------------------------------------------------------------------------------------
 # Quick forms. All share two worlds, which are made once.
@@ -302,6 +302,32 @@ def test_word_errors_of_a_recogniser():
     assert hear.words("Twenty-one, and 1,043 stars.") == "twenty one one thousand forty three stars".split()
     assert hear.errors("a red star".split(), "a small red star".split()) == 1
     assert hear.rate([(1, 4), (0, 4)])["word_errors"][0] == 1 / 8
+
+
+def test_clips_are_heard_with_and_without_the_prompt(tmp_path, monkeypatch):
+    """By a recogniser that hears "one" unless it is told the words."""
+    heard = []
+
+    class Recogniser:
+        def __init__(self, model, **how):
+            pass
+
+        def transcribe(self, wave, initial_prompt, **how):
+            heard.append(wave)
+            return [SimpleNamespace(text=" Two." if initial_prompt else " One.")], None
+
+    fake = SimpleNamespace(WhisperModel=Recogniser, decode_audio=lambda path: np.ones(100))
+    monkeypatch.setitem(sys.modules, "faster_whisper", fake)
+    entries = [{"speaker": "model", "split": split, "text": "two", "file": "0.wav"}
+               for split in ("seen", "unseen", "unseen")]
+    files.write_json(tmp_path / "clips.json", entries)
+    monkeypatch.setattr(sys, "argv", ["hear", "tiny", str(tmp_path / "clips.json")])
+    hear.main()
+    groups = files.read_json(tmp_path / "hear.json")["groups"]
+    assert groups["model, unseen"]["with the prompt"]["word_errors"][0] == 0
+    assert groups["model, unseen"]["without a prompt"]["word_errors"][0] == 1
+    assert groups["model, seen"]["with the prompt"]["clips"] == 1
+    assert all(len(wave) == 6_100 and wave[:3_000].sum() == 0 for wave in heard)
 
 
 def test_the_true_probability_of_a_passage():
