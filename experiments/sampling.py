@@ -58,7 +58,7 @@ def measure(run, task, cells, changes):
 def study(folder, run, n, grid=GRID):
     run = sample.load_run(run)
     weights = hashlib.sha256((run.folder / "checkpoint.pt").read_bytes()).hexdigest()[:16]
-    path = folder / "sampling-runs.json"
+    path = folder / "sampling-lines.json"
     kept = files.read_json(path, {})
     done = kept["runs"] if kept.get("form") == weights else {}
     cells = score.toy_cells(run, n, SEED)
