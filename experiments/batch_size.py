@@ -23,7 +23,7 @@ RATIOS = (1 / 4, 1 / 2, 1, 2, 4, 8, 16)
 BATCH = 768  # tokens
 ARMS = ("rule", "rule, no clipping", "rule, momentum fixed", "nothing", "rates x sqrt",
         "rates x linear")
-QUICK = dict(tokens=4_000, seeds=(0,), ratios=(1, 4), lists=1, texts=common.FEW_TEXTS)
+QUICK = dict(tokens=2_000, seeds=(0,), ratios=(1, 2), lists=0, texts=common.FEW_TEXTS)
 
 
 def grid(rule):
@@ -113,4 +113,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("batch_size", __doc__, study, draw, QUICK)
+    common.command_line("batch_size", __doc__, study, draw, QUICK)

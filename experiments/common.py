@@ -479,7 +479,7 @@ def made_by(name, folder):
     runs = files.read_json(folder / f"{name}-runs.json", {}).get("runs", {}).values()
     if runs:
         made["trials"] = len(runs)
-        made["core_minutes"] = round(sum(r["seconds"] for r in runs) / 60, 1)
+        made["core_minutes"] = round(sum(r.get("seconds", 0) for r in runs) / 60, 1)
     return made
 
 
@@ -509,6 +509,7 @@ def main(name, doc, study, draw=None, quick=None, flags=None, argv=None):
     options = vars(parser.parse_args(argv))
     is_quick = options.pop("quick")
     redraw = options.pop("redraw")
+    torch.set_num_threads(1 if is_quick else os.cpu_count())  # trials take one each
     folder = Path(tempfile.mkdtemp()) if is_quick else RESULTS
     path = folder / f"{name}.json"
     if not redraw:
@@ -521,3 +522,8 @@ def main(name, doc, study, draw=None, quick=None, flags=None, argv=None):
         picture(draw, files.read_json(path), path.with_suffix(".png"))
     print(f"wrote {path}")
     return path
+
+
+def command_line(name, *study):
+    """`main`, with errors in one line."""
+    files.command_line(lambda: main(name, *study), f"{name}.py")

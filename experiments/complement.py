@@ -31,4 +31,4 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5), n=200, steps=96, t
 
 
 if __name__ == "__main__":
-    common.main("complement", __doc__, study, common.draw_arms, QUICK)
+    common.command_line("complement", __doc__, study, common.draw_arms, QUICK)

@@ -87,4 +87,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("coordinates", __doc__, study, draw, QUICK)
+    common.command_line("coordinates", __doc__, study, draw, QUICK)

@@ -54,4 +54,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("masking_pairs", __doc__, study, draw, QUICK)
+    common.command_line("masking_pairs", __doc__, study, draw, QUICK)

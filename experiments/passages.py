@@ -9,8 +9,6 @@ every other choice of things and words.
 
     python experiments/passages.py --run runs/toy
 """
-import os
-
 import numpy as np
 import torch
 
@@ -80,7 +78,6 @@ def cell(values):
 
 
 def study(folder, run, n):
-    torch.set_num_threads(os.cpu_count())
     run = sample.load_run(run)
     above = gaps(run, 4 * n)
     result = {"nats above the world's own": {writer: cell(v) for writer, v in above.items()}}
@@ -94,4 +91,4 @@ def study(folder, run, n):
 
 
 if __name__ == "__main__":
-    common.main("passages", __doc__, study, None, QUICK, FLAGS)
+    common.command_line("passages", __doc__, study, None, QUICK, FLAGS)

@@ -104,4 +104,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("process", __doc__, study, draw, QUICK)
+    common.command_line("process", __doc__, study, draw, QUICK)

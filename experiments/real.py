@@ -12,7 +12,6 @@ the network finds. They go to --out, for hear.py.
 
     python experiments/real.py --run runs/real --missing missing.txt
 """
-import os
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +105,6 @@ def speak(run, source, missing, most):
 
 
 def study(folder, run, missing, n, out, epochs=4, most=None):
-    torch.set_num_threads(os.cpu_count())
     run = sample.load_run(run)
     out = Path(out)
     settings = train.Config(**run.config["config"])
@@ -125,4 +123,4 @@ def study(folder, run, missing, n, out, epochs=4, most=None):
 
 
 if __name__ == "__main__":
-    common.main("real", __doc__, study, None, QUICK, FLAGS)
+    common.command_line("real", __doc__, study, None, QUICK, FLAGS)

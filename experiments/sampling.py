@@ -11,9 +11,6 @@ entropy among eight samples of one prompt.
     python experiments/sampling.py --run runs/toy
 """
 import hashlib
-import os
-
-import torch
 
 import common
 from common import files, sample, score
@@ -59,10 +56,9 @@ def measure(run, task, cells, changes):
 
 
 def study(folder, run, n, grid=GRID):
-    torch.set_num_threads(os.cpu_count())
     run = sample.load_run(run)
     weights = hashlib.sha256((run.folder / "checkpoint.pt").read_bytes()).hexdigest()[:16]
-    path = folder / "sampling-runs.json"
+    path = folder / "sampling-lines.json"
     kept = files.read_json(path, {})
     done = kept["runs"] if kept.get("form") == weights else {}
     cells = score.toy_cells(run, n, SEED)
@@ -97,4 +93,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("sampling", __doc__, study, draw, QUICK, FLAGS)
+    common.command_line("sampling", __doc__, study, draw, QUICK, FLAGS)

@@ -90,4 +90,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("scaling", __doc__, study, draw, QUICK)
+    common.command_line("scaling", __doc__, study, draw, QUICK)

@@ -37,4 +37,4 @@ def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, n=200, steps=9
 
 
 if __name__ == "__main__":
-    common.main("schedules", __doc__, study, common.draw_arms, QUICK)
+    common.command_line("schedules", __doc__, study, common.draw_arms, QUICK)

@@ -47,6 +47,11 @@ def study(folders):
     return {"runs": list(facts), "table": table}
 
 
+def brief(cell):
+    """A share in percent; all or none of n is told as such."""
+    return common.told(*cell) if cell[0] in (0, 1) else f"{100 * cell[0]:.0f}"
+
+
 def markdown(result):
     """The table as Markdown."""
     lines = ["| cell | right, mean ± error | the runs | by attribute, means % |",
@@ -60,7 +65,7 @@ def markdown(result):
         else:
             mean = common.told(*first["mean"][:2])
             each = ", ".join(f"{v:.3f}" for v in first["runs"])
-        rest = ", ".join(f"{k} {100 * v['mean'][0]:.0f}" for k, v in row.items() if k != what)
+        rest = ", ".join(f"{k} {brief(v['mean'])}" for k, v in row.items() if k != what)
         lines.append(f"| {name} | {mean} | {each} | {rest} |")
     return "\n".join(lines)
 

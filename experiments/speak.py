@@ -4,10 +4,12 @@ tokenizer, and the model's, of phrases that training had and of those that it le
     python experiments/speak.py --run runs/toy --out out/clips --n 200
 """
 import argparse
+import os
 from pathlib import Path
 
-import common
-from common import files, sample
+import torch
+
+from common import files, sample  # finds the folder above
 from sources import toyspeech
 
 SEED = 99_999  # of phrases and voices that no score uses
@@ -51,6 +53,7 @@ def main():
     parser.add_argument("--n", type=files.number(int, 1), default=200, help="phrases a split")
     parser.add_argument("--seed", type=files.number(int, 0), default=0, help="which phrases")
     args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
     run = sample.load_run(args.run)
     path = write_clips(Path(args.out), speak(run, args.n, SEED + 10 * args.seed))
     print(f"wrote {path}; where there is a recogniser: python experiments/hear.py MODEL {path}")

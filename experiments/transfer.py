@@ -80,4 +80,4 @@ def draw(result):
 
 
 if __name__ == "__main__":
-    common.main("transfer", __doc__, study, draw, QUICK)
+    common.command_line("transfer", __doc__, study, draw, QUICK)

@@ -16,7 +16,8 @@ from autoregression import ARMS, best_factors, curves, trial
 from common import CPU, data, files, sample, score
 
 FLAGS = {"text": ("", "a text file, or a folder of them")}
-QUICK = dict(tokens=4_000, seeds=(0,), factors=(1.0,), looks=2, shape={"width": 64, "depth": 1})
+QUICK = dict(tokens=3_000, seeds=(0,), factors=(1.0,), looks=2, dtype="float32",
+             shape={"width": 64, "depth": 1})
 
 
 def size_of(of):
@@ -30,12 +31,12 @@ def size_of(of):
 
 
 def study(folder, text, tokens=3_000_000, seeds=(0, 1), factors=(0.5, 1.0, 2.0, 4.0), looks=16,
-          shape={}):
+          shape={}, dtype=""):
     if not text:
         raise files.UsageError("--text: a text file, or a folder of them")
     path = folder / "twin-runs.json"
-    changes = dict(shape=shape, text=[text], vocab_size=1024, batch_tokens=768,
-                   dtype=str(files.fast_dtype(CPU)).removeprefix("torch."))
+    dtype = dtype or str(files.fast_dtype(CPU)).removeprefix("torch.")
+    changes = dict(shape=shape, text=[text], vocab_size=1024, batch_tokens=768, dtype=dtype)
     best = best_factors(path, tokens // 4, factors, seeds[:1], **changes)
     cells = {arm: trial(arm, tokens, best[arm], looks=looks, **changes) for arm in ARMS}
     nats = curves(common.run_cells(path, cells, seeds), axis=0)
@@ -50,4 +51,4 @@ def study(folder, text, tokens=3_000_000, seeds=(0, 1), factors=(0.5, 1.0, 2.0, 
 
 
 if __name__ == "__main__":
-    common.main("twin", __doc__, study, None, QUICK, FLAGS)
+    common.command_line("twin", __doc__, study, None, QUICK, FLAGS)

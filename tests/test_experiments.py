@@ -15,7 +15,7 @@ import common
 import hear
 import laws
 import scaling
-from common import data, files, models, score, train
+from common import data, files, score, train
 
 # ------------------------------------------------------------------------------------------------
 # Quick forms. All share two worlds, which are made once.
@@ -110,6 +110,8 @@ def test_film(toy, tmp_path, monkeypatch):
     import film
     monkeypatch.setattr(film, "PANELS", {"text": (1, 440, 0, 4)})
     monkeypatch.setattr(film, "FRAMES", 3)
+    settings = dict(sampler="ancestral", steps=3)
+    monkeypatch.setitem(common.sample.DEFAULTS, "text", settings)
     monkeypatch.setattr(sys, "argv", ["film", "--run", str(toy), "--out", str(tmp_path / "f.gif")])
     film.main()
     from PIL import Image
@@ -120,11 +122,11 @@ def test_film(toy, tmp_path, monkeypatch):
 def test_clips_of_a_run(toy, tmp_path):
     import speak
     run = common.sample.load_run(toy)
-    groups = speak.speak(run, 2, 5, steps=1, guidance=0.0)
+    groups = speak.speak(run, 1, 5, steps=1, guidance=0.0)
     path = speak.write_clips(tmp_path, groups)
     entries = json.loads(path.read_text(encoding="utf-8"))
     speakers = {(entry["speaker"], entry["split"]) for entry in entries}
-    assert len(entries) == 12 and len(speakers) == 6
+    assert len(entries) == 6 and len(speakers) == 6
     assert all((tmp_path / entry["file"]).stat().st_size > 44 for entry in entries)
 
 
@@ -250,7 +252,7 @@ def test_several_runs_make_one_table(tmp_path, capsys):
         files.write_json(folder / "config.json", {"config": {"seed": n}, "steps": 10})
     table = seeds.markdown(seeds.study([tmp_path / "0", tmp_path / "1"]))
     # the spread, 0.14 / sqrt(2), is larger than what 100 samples allow
-    assert "| text-to-speech: seen | 60 ± 10% | 50, 70% | whole phrase 100 of 100 |" in table
+    assert "| text-to-speech: seen | 60 ± 10% | 50, 70% | whole phrase 100 |" in table
     assert "| bound, text: text | 0.400 ± 0.010 | 0.400, 0.400 |" in table
 
 
@@ -302,6 +304,32 @@ def test_word_errors_of_a_recogniser():
     assert hear.words("Twenty-one, and 1,043 stars.") == "twenty one one thousand forty three stars".split()
     assert hear.errors("a red star".split(), "a small red star".split()) == 1
     assert hear.rate([(1, 4), (0, 4)])["word_errors"][0] == 1 / 8
+
+
+def test_clips_are_heard_with_and_without_the_prompt(tmp_path, monkeypatch):
+    """By a recogniser that hears "one" unless it is told the words."""
+    heard = []
+
+    class Recogniser:
+        def __init__(self, model, **how):
+            pass
+
+        def transcribe(self, wave, initial_prompt, **how):
+            heard.append(wave)
+            return [SimpleNamespace(text=" Two." if initial_prompt else " One.")], None
+
+    fake = SimpleNamespace(WhisperModel=Recogniser, decode_audio=lambda path: np.ones(100))
+    monkeypatch.setitem(sys.modules, "faster_whisper", fake)
+    entries = [{"speaker": "model", "split": split, "text": "two", "file": "0.wav"}
+               for split in ("seen", "unseen", "unseen")]
+    files.write_json(tmp_path / "clips.json", entries)
+    monkeypatch.setattr(sys, "argv", ["hear", "tiny", str(tmp_path / "clips.json")])
+    hear.main()
+    groups = files.read_json(tmp_path / "hear.json")["groups"]
+    assert groups["model, unseen"]["with the prompt"]["word_errors"][0] == 0
+    assert groups["model, unseen"]["without a prompt"]["word_errors"][0] == 1
+    assert groups["model, seen"]["with the prompt"]["clips"] == 1
+    assert all(len(wave) == 6_100 and wave[:3_000].sum() == 0 for wave in heard)
 
 
 def test_the_true_probability_of_a_passage():
