@@ -26,8 +26,8 @@ SHAPES = [dict(width=64, depth=2), dict(width=128, depth=2)]
 TOTALS = (500_000, 1_000_000)
 WEIGHTS = {"every kind alike": (1, 1, 1), "text thrice": (3, 1, 1),
            "image-text thrice": (1, 3, 1), "speech-text thrice": (1, 1, 3)}
-QUICK = dict(totals=(5_000, 9_000), seeds=(0,), mixes=MIXES[3:7], left_out=LEFT_OUT[:1], draws=2,
-             rounds=20, pairs=common.FEW_PAIRS)
+QUICK = dict(totals=(4_000, 8_000), seeds=(0,), mixes=MIXES[3:7], left_out=LEFT_OUT[:1], draws=2,
+             batch_tokens=4_096, rounds=20, pairs=common.FEW_PAIRS)
 
 
 def trial(shape, total, mix, batch_tokens, pairs):
