@@ -114,7 +114,8 @@ def start(of):
         learnt = {k: data.Documents.of(d.first(of.unique), stream) for k, d in learnt.items()}
     training = train.Training(config, stream, learnt, CPU)
     if not config.loss_weights:
-        counts = tokens_of(stream, training.batches(0)).double()
+        member = stream.describe(training.batches(0)).member
+        counts = torch.bincount(member[member >= 0], minlength=len(data.MEMBERS)).double()
         config.loss_weights = dict(zip(train.TERMS, (counts / counts.sum()).tolist()))
     settings = {"config": vars(config)}
     run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
@@ -122,13 +123,15 @@ def start(of):
 
 
 def tokens_of(stream, ids):
-    """Tokens of each member in rows ids (B, L): (S,)."""
-    member = stream.describe(ids).member
-    return torch.bincount(member[member >= 0], minlength=len(data.MEMBERS))
+    """Tokens of each kind in rows ids (B, L), padding left out: (kinds,)."""
+    doc = stream.describe(ids).doc
+    opens = (ids >= data.FIRST_TASK) & (ids < data.FIRST_TASK + len(KINDS))
+    lengths = torch.bincount(doc[doc >= 0])                               # (documents,)
+    return lengths.new_zeros(len(KINDS)).index_add(0, ids[opens] - data.FIRST_TASK, lengths)
 
 
 def learn(of, training, run):
-    """Train -> tokens of each member (S,), and the curve, rows [tokens, epochs, held-out nats,
+    """Train -> tokens of each kind (kinds,), and the curve, rows [tokens, epochs, held-out nats,
     error]. DataError if the loss is not finite."""
     config = training.config
     batches = training.batches
@@ -167,11 +170,7 @@ def fit(of):
     except files.DataError:
         return {"bounds": None}
     kinds = list(training.batches.counts)
-    tokens = dict.fromkeys(kinds, 0)
-    for (kind, _), count in zip(data.MEMBERS, seen.tolist()):
-        if kind in tokens:
-            tokens[kind] += count
-    result = {"tokens": tokens, "curve": curve}
+    result = {"tokens": {kind: int(seen[KINDS.index(kind)]) for kind in kinds}, "curve": curve}
     result["bounds"] = {kind: held_out(run, kind) for kind in kinds}
     for name, options in of.measure.items():
         result[name] = MEASURES[name](training, run, options)
