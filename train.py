@@ -688,7 +688,7 @@ class Clock:
 def prepared(config, folder, device, clock):
     """Stream and documents: read from the run folder, or made now and written there."""
     saved = files.read_json(folder / "config.json")
-    if (folder / "documents.npz").exists() and "stream" in saved:
+    if "stream" in saved:  # then the documents were written, too
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
         return stream, data.load_documents(folder / "documents.npz")
