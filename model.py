@@ -33,8 +33,10 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.width % self.head_dim or self.head_dim % 2:
-            raise ValueError(f"--shape: width {self.width} must be a multiple of head_dim "
-                             f"{self.head_dim}, and that must be even")
+            raise ValueError(f"width {self.width} must be a multiple of head_dim {self.head_dim}, "
+                             "and that must be even")
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(f"width {self.width} and depth {self.depth} must be at least 1")
 
     @property
     def width_ratio(self):

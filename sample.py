@@ -536,8 +536,12 @@ def infill(run, args, changes):
     prompt = " ".join(args.prompt)
     n = args.n or 1
     if "___" in prompt:
+        if args.caption:
+            raise UsageError("--caption is of a picture or a clip, not of a text")
         tokens = hole_tokens(args.hole or "2")
         return infill_text(run, prompt, tokens, n, args.seed, changes)
+    if not Path(prompt).exists():
+        raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     sample = read_prompt(run, modality, prompt)
     share = hole_share(args.hole or "0.5:1")
@@ -552,7 +556,7 @@ def parse():
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
     parser.add_argument("--out", default="out", help="folder for what is generated (out)")
     parser.add_argument("--n", type=number(int, 1), help="samples for each prompt (1)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="which samples (0)")
+    parser.add_argument("--seed", type=number(int, 0, 10 ** 9), default=0, help="which samples (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--length", type=number(int, 1), help="text: its tokens")
     parser.add_argument("--hole", help="infill: tokens of ___ (2), or FROM:TO of a file (0.5:1)")
@@ -565,6 +569,9 @@ def parse():
         raise UsageError(f"{args.task} needs a prompt: a {given[0]}")
     if args.task in ("image", "speech") and args.prompt:
         raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out")
+    for flag, task in (("length", "text"), ("hole", "infill"), ("caption", "infill")):
+        if getattr(args, flag) and args.task != task:
+            raise UsageError(f"--{flag} is of the task {task}, not of {args.task}")
     return args, changes
 
 

@@ -29,6 +29,7 @@ import model as models
 from files import DataError, UsageError, number
 from sources import prepare
 from tokenizers import audio, image
+from tokenizers.text import ENCODINGS
 
 LOG_EVERY = 10  # steps
 
@@ -80,7 +81,7 @@ class Config:
     steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
     resume: bool = setting(False, "go on with the run in --run, with its settings")
     overwrite: bool = setting(False, "replace the run in --run")
-    seed: int = setting(0, "of everything that is drawn", number(int, 0))
+    seed: int = setting(0, "of everything that is drawn", number(int, 0, 10 ** 9))
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     score_n: int = setting(50, "samples for each cell of the closing table", number(int, 0))
     save_every: int = setting(200, "steps from one checkpoint to the next", number(int, 1))
@@ -100,7 +101,8 @@ class Config:
     text_length: int = setting(96, "tokens of a text; longer ones are cut", number(int, 16))
 
     vocab_size: int = setting(512, "ids of the text tokenizer, bytes included", number(int, 256))
-    encoding: str = setting("", "a tiktoken vocabulary instead: gpt2, cl100k_base, o200k_base")
+    encoding: str = setting("", "a tiktoken vocabulary instead: " + ", ".join(ENCODINGS),
+                            one_of(ENCODINGS))
     image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json.loads)
     speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json.loads)
     image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
@@ -688,7 +690,7 @@ class Clock:
 def prepared(config, folder, device, clock):
     """Stream and documents: read from the run folder, or made now and written there."""
     saved = files.read_json(folder / "config.json")
-    if "stream" in saved:  # then the documents were written, too
+    if "stream" in saved:  # was written last: a lost file is told, not made anew
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
         return stream, data.load_documents(folder / "documents.npz")

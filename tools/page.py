@@ -377,7 +377,8 @@ def main():
     parser = files.Parser(description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
-    parser.add_argument("--seed", type=files.number(int, 0), default=0, help="which samples (0)")
+    parser.add_argument("--seed", type=files.number(int, 0, 10 ** 9), default=0,
+                        help="which samples (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args()
     run = sample.load_run(args.run, files.pick_device(args.device))

@@ -79,20 +79,18 @@ def judge_passages(outputs):
 def fresh_pictures(run, scenes, seed, tries=40):
     """Pictures of scenes whose tokens no training picture has -> pictures, and how many are left
     that do after so many tries."""
-    rows = run.stream.describe
     known = set()
     documents = run.documents["image-text"][0]
-    first = HEAD
     count = run.stream.slots["image-text"][0]
     for i in range(len(documents)):
-        codes = documents[i][first:first + count] - run.stream.start["image"]
+        codes = documents[i][HEAD:HEAD + count] - run.stream.start["image"]
         known.add(codes.astype(np.int32).tobytes())
     pictures = toyworld.draw(scenes, seed)
     stale = np.arange(len(scenes))
-    for attempt in range(1, tries):
+    for attempt in range(1, tries + 1):
         codes = run.tokenizers["image"].encode(list(pictures[stale]))
         stale = stale[[c.tobytes() in known for c in codes]]
-        if not len(stale):
+        if not len(stale) or attempt == tries:
             break
         pictures[stale] = toyworld.draw([scenes[i] for i in stale], seed + 7919 * attempt)
     return list(pictures), len(stale)
@@ -385,7 +383,8 @@ def main():
     parser.add_argument("tasks", nargs="*", help="all of them, and the bound, by default")
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
     parser.add_argument("--n", type=sample.number(int, 1), default=200, help="samples a cell (200)")
-    parser.add_argument("--seed", type=sample.number(int, 0), default=0, help="which samples (0)")
+    parser.add_argument("--seed", type=sample.number(int, 0, 10 ** 9), default=0,
+                        help="which samples (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", help="also write the scores to this file")
     sample.add_settings(parser)
