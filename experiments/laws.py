@@ -91,7 +91,7 @@ def fit_mixture(h, N, D, loss, own, rounds=300):
 def fit_worth(own, others, loss):
     """{c, E, B, b} of L = E + B / (own + c others)^b: c is what a token of the others is worth in
     own ones. Least squares with E, B >= 0, by search over c and b. own, others: (n,)."""
-    best, least = None, np.inf
+    best, least = (0.0, loss.mean(), 0.0, 1.0), np.inf  # if nothing falls
     for c, b in itertools.product(np.linspace(-0.3, 1.0, 27), np.linspace(0.1, 1.5, 15)):
         tokens = own + c * others
         if tokens.min() <= 0:
