@@ -63,15 +63,6 @@ def tokenizer_module(modality):
     return importlib.import_module(f"tokenizers.{MODALITIES[modality].module}")
 
 
-def tokenizer_names(folder, modalities):
-    """{modality: digest} of the tokenizers in a run folder."""
-    names = {}
-    for modality in modalities:
-        path = folder / MODALITIES[modality].file
-        names[modality] = tokenizer_module(modality).load(path).name
-    return names
-
-
 def load_tokenizers(folder, names):
     """The tokenizers of a run, {modality: tokenizer}; names as in its config.json.
 
@@ -306,17 +297,13 @@ def fit_rows(lengths, length):
 
     Returns (row, start) of each document and the number of rows.
     """
-    room = np.zeros(0, int)
+    room = np.full(len(lengths), length)  # an empty row has most room, so it is the last choice
     places = np.zeros((len(lengths), 2), int)
     for i in np.argsort(-lengths, kind="stable"):
-        fits = np.where(room >= lengths[i], room, length + 1)
-        row = int(fits.argmin()) if len(room) else 0
-        if not len(room) or fits[row] > length:
-            row = len(room)
-            room = np.append(room, length)
+        row = np.where(room >= lengths[i], room, length + 1).argmin()
         places[i] = row, length - room[row]
         room[row] -= lengths[i]
-    return places, len(room)
+    return places, int((room < length).sum())
 
 
 def lengths_of(documents):
@@ -415,15 +402,11 @@ def noised(stream, ids, config, step):
         views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
                                        complement))
     x, weight, could = (torch.cat(parts) for parts in zip(*views))        # (B or 2B, L)
-
-    def all_views(z):
-        return torch.cat([z] * len(views))
-
-    member = all_views(rows.member).clamp(min=0)
-    return diffusion.Batch(
-        x=x, place=all_views(rows.place), doc=all_views(rows.doc), target=all_views(ids),
-        low=all_views(rows.low), high=all_views(rows.high), member=member, weight=weight,
-        counts=torch.bincount(member[could], minlength=len(MEMBERS)))
+    same = dict(place=rows.place, doc=rows.doc, target=ids, low=rows.low, high=rows.high,
+                member=rows.member.clamp(min=0))
+    same = {name: torch.cat([z] * len(views)) for name, z in same.items()}
+    counts = torch.bincount(same["member"][could], minlength=len(MEMBERS))
+    return diffusion.Batch(x=x, weight=weight, counts=counts, **same)
 
 
 def next_tokens(stream, ids):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-# OpenMP's idle threads spin. Beside another busy process that costs most of the speed; a short
-# spin costs nothing alone. (experiments/RESULTS.md has both figures.)
+# OpenMP's idle threads spin. Beside another busy process that costs most of the speed.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "10000"
 

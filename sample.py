@@ -19,13 +19,16 @@ from pathlib import Path
 
 import files  # before torch: it tells OpenMP how to wait
 import numpy as np
+import soundfile
 import torch
+from PIL import Image
 
 import data
 import diffusion
 import model as models
 from data import HEAD, KINDS, MASK, MODALITIES
 from files import DataError, UsageError, number
+from sources import folders
 
 # Task -> kind of document, members to generate. The other members are the prompt.
 TASKS = {
@@ -417,7 +420,6 @@ def infill_file(run, modality, sample, share, caption, n, seed, changes):
 
 def png(pixels):
     """uint8 (H, W, 1 or 3) -> the bytes of a PNG file."""
-    from PIL import Image
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     file = io.BytesIO()
@@ -427,9 +429,8 @@ def png(pixels):
 
 def wav(wave):
     """float (samples,) in [-1, 1] at 16 kHz -> the bytes of a WAV file."""
-    import soundfile
     file = io.BytesIO()
-    soundfile.write(file, wave, 16_000, format="WAV", subtype="PCM_16")
+    soundfile.write(file, wave, folders.SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
@@ -500,7 +501,6 @@ def add_settings(parser):
 
 def read_prompt(run, modality, prompt):
     """A prompt of the command line: a text as it is, a picture or a clip from a file."""
-    from sources import folders
     if modality == "text":
         return prompt
     if not Path(prompt).exists():
@@ -532,7 +532,6 @@ def hole_share(hole):
 
 def infill(run, args, changes):
     """The command `infill`: a text with ___ in it, or the file of a picture or clip."""
-    from sources import folders
     prompt = " ".join(args.prompt)
     n = args.n or 1
     if "___" in prompt:

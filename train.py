@@ -26,15 +26,17 @@ from tqdm import tqdm
 import data
 import diffusion
 import model as models
+import sample
 from files import DataError, UsageError, number
 from sources import prepare
 from tokenizers import audio, image
 from tokenizers.text import ENCODINGS
+from tools import page, score
 
 LOG_EVERY = 10  # steps
 
 # ------------------------------------------------------------------------------------------------
-# Settings. Each field is a flag; its comment is the help. config.json and the page show them all.
+# Settings. Each field is a flag with its help. config.json and the page show them all.
 
 
 def setting(default, help, type=None, **how):
@@ -47,7 +49,7 @@ def setting(default, help, type=None, **how):
     return field(default=default, metadata=metadata)
 
 
-def pairs(names, kind):
+def name_values(names, kind):
     """A type of flag: 'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}, of these names only."""
     def parse(text):
         found = dict(part.split("=") for part in text.split(","))
@@ -97,7 +99,7 @@ class Config:
                          number(int, 10))
     mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
                         "share of each kind in the tokens; a kind without is left out",
-                        pairs(KINDS, SHARE))
+                        name_values(KINDS, SHARE))
     text_length: int = setting(96, "tokens of a text; longer ones are cut", number(int, 16))
 
     vocab_size: int = setting(512, "ids of the text tokenizer, bytes included", number(int, 256))
@@ -111,18 +113,18 @@ class Config:
     schedule: str = setting("linear", "linear, cosine or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
                               "kind=unweighted: all masked tokens count alike; or kind=bound",
-                              pairs(KINDS, one_of(WEIGHTINGS)))
+                              name_values(KINDS, one_of(WEIGHTINGS)))
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
-        "weight of each member's term in the loss", pairs(TERMS, SHARE))
+        "weight of each member's term in the loss", name_values(TERMS, SHARE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
         {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
-        "how pairs are noised: share of each mode", pairs(MODES, SHARE))
+        "how pairs are noised: share of each mode", name_values(MODES, SHARE))
     time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
                                "mode=p: its times are t^p; below 1: higher mask rates",
-                               pairs(MODES, SHARE))
+                               name_values(MODES, SHARE))
 
     preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
     shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json.loads)
@@ -429,6 +431,24 @@ class Training:
             steps = agreed(max(10, int(left / seconds)))
         return Plan(steps, steps * self.tokens, warmup_steps(steps) / steps)
 
+    def state(self, step, plan, optimizers):
+        """What a checkpoint holds."""
+        return {"layout_version": data.LAYOUT_VERSION, "step": step, "plan": vars(plan),
+                "model": self.net.state_dict(), "average": self.average,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+
+    def restore(self, state, optimizers):
+        """Go on from a checkpoint's state."""
+        self.net.load_state_dict(state["model"])
+        self.average = [average.to(self.device) for average in state["average"]]
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+
+    def named(self, terms):
+        """Loss terms (S,) by name, those of the kinds that are trained on."""
+        values = dict(zip(TERMS, terms.tolist()))
+        return {name: round(values[name], 4) for name in self.terms}
+
     def padding(self):
         """Share of padding in the first steps."""
         shares = [float((self.batches(step) == data.PAD).float().mean()) for step in range(10)]
@@ -476,10 +496,7 @@ def train(config, folder, stream, documents, device):
     step = 0
     if state:
         step = state["step"]
-        net.load_state_dict(state["model"])
-        training.average = [e.to(device) for e in state["average"]]
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        training.restore(state, optimizers)
         del state
     if rank() == 0:
         describe_run(config, folder, training, plan, rule, step)
@@ -497,7 +514,7 @@ def train(config, folder, stream, documents, device):
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
             except DataError as error:
-                raise DataError(f"step {step}: {error}; {checkpoint} is the last good state")
+                raise DataError(f"step {step}: {error}; {kept_state(checkpoint)}")
             # early on the average follows faster, so that it forgets the start
             update_average(training.average, net, max(1 - rule["ema"], 1 / (step + 2)))
             step += 1
@@ -505,27 +522,25 @@ def train(config, folder, stream, documents, device):
             bar.update()
             last = step == plan.steps
             if step % LOG_EVERY == 1 or last:
-                terms = {n: round(float(v), 4) for n, v in zip(TERMS, terms) if n in training.terms}
-                log.write(json.dumps({"step": step, "tokens": round(step * training.tokens),
-                                      "terms": terms, "norm": round(norm, 4)}) + "\n")
+                named = training.named(terms)
+                line = {"step": step, "tokens": round(step * training.tokens), "terms": named,
+                        "norm": round(norm, 4)}
+                log.write(json.dumps(line) + "\n")
                 log.flush()
-                bar.set_postfix({n: f"{v:.2f}" for n, v in terms.items()}, refresh=False)
+                bar.set_postfix({n: f"{v:.2f}" for n, v in named.items()}, refresh=False)
             stop = any_process(bool(stopped), device)
             if step % config.save_every and not last and not stop:
                 continue
             now = time.perf_counter()
             plan.seconds = spent + now - began
-            if config.minutes and not config.steps and not stop:
+            if not config.steps and not stop:
                 plan = agreed(plan.anew(step, config.minutes, (now - lap[1]) / (step - lap[0])))
             lap = (step, now)
             if rank() == 0:
                 if not all(p.isfinite().all() for p in net.parameters()):
-                    raise DataError(f"step {step}: a weight is not finite; {checkpoint} is the "
-                                    "last good state")
-                files.save(checkpoint, {
-                    "layout_version": data.LAYOUT_VERSION, "step": step, "plan": vars(plan),
-                    "model": net.state_dict(), "average": training.average,
-                    "optimizers": [o.state_dict() for o in optimizers]})
+                    raise DataError(f"step {step}: a weight is not finite; "
+                                    + kept_state(checkpoint))
+                files.save(checkpoint, training.state(step, plan, optimizers))
                 write_page(folder)
             if stop and not last:
                 agreed(None)  # nobody leaves before the first process has saved
@@ -533,11 +548,18 @@ def train(config, folder, stream, documents, device):
                                 f"train.py --resume --run {files.quoted(folder)} goes on")
 
 
+def kept_state(checkpoint):
+    """What is left of a training that has to stop."""
+    if checkpoint.exists():
+        return f"the last good state is {files.quoted(checkpoint)}"
+    return "there was no checkpoint yet"
+
+
 def describe_run(config, folder, training, plan, rule, step):
     """Write what was settled to config.json and print it."""
     saved = files.read_json(folder / "config.json")
     saved.update(config=run_settings(config), model=vars(training.net.config), rule=rule,
-                 steps=plan.steps, step_tokens=training.tokens)
+                 step_tokens=training.tokens)
     files.write_json(folder / "config.json", saved)
     batches = training.batches
     millions = models.count_parameters(training.net)["total"] / 1e6
@@ -558,7 +580,6 @@ def keep_until(path, step):
 
 def write_page(folder, run=None):
     """The run's page. During training a page is not worth a run."""
-    from tools import page
     try:
         return page.write(folder, run)
     except Exception as error:
@@ -595,6 +616,8 @@ def agreed(value):
 
 def any_process(flag, device):
     """Whether the flag is up in any process."""
+    if world_size() == 1:
+        return flag
     up = torch.tensor(float(flag), device=device)
     sum_over_processes([up])
     return bool(up)
@@ -605,7 +628,7 @@ def any_process(flag, device):
 
 RUN_FILES = [
     "checkpoint.pt", "documents.npz", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
-    "films.html", "index.html", "text.json", "image.pt", "speech.pt", "config.json",
+    "films.html", "index.html", *[row.file for row in data.MODALITIES.values()], "config.json",
 ]
 
 
@@ -658,7 +681,6 @@ def resume_run(folder, config, given):
     saved = files.read_json(folder / "config.json")["config"]
     for name in given - set(MAY_DIFFER):
         value = getattr(config, name)
-        value = list(value) if isinstance(value, tuple) else value
         settled = name in ("compile", "dtype") and value == "auto"
         if value != saved[name] and not settled:
             raise UsageError(f"--resume goes on with the run's own settings: --"
@@ -694,9 +716,9 @@ def prepared(config, folder, device, clock):
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
         return stream, data.load_documents(folder / "documents.npz")
-    stream, documents = prepare.prepare(config, folder, device, clock)
+    stream, documents, tokenizers = prepare.prepare(config, folder, device, clock)
     saved["stream"] = stream.as_dict()
-    saved["tokenizers"] = data.tokenizer_names(folder, stream.codes)
+    saved["tokenizers"] = {modality: t.name for modality, t in tokenizers.items()}
     files.write_json(folder / "config.json", saved)
     return stream, documents
 
@@ -718,12 +740,12 @@ def main():
     if world_size() > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with files.sole_writer(folder) if rank() == 0 else contextlib.nullcontext():
-        run(config, given, folder, device, clock)
+        make_run(config, given, folder, device, clock)
     if world_size() > 1:
         dist.destroy_process_group()
 
 
-def run(config, given, folder, device, clock):
+def make_run(config, given, folder, device, clock):
     """A whole run: data, tokenizers, model, scores, page."""
     if config.resume:
         resume_run(folder, config, given)
@@ -739,8 +761,6 @@ def run(config, given, folder, device, clock):
     train(config, folder, stream, documents, device)
     if rank() > 0:
         return
-    import sample
-    from tools import score
     trained = sample.load_run(folder, device)
     if config.score_n:
         clock("scoring")

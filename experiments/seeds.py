@@ -5,6 +5,7 @@
     python experiments/seeds.py runs/toy runs/seed1 runs/seed2           writes results/seeds.json
 """
 import argparse
+import json
 from pathlib import Path
 
 import common
@@ -27,7 +28,8 @@ def read(folder):
     for name, entry in scores.get("bound", {}).items():
         nats = [entry["nats_per_token"], entry["stderr"], entry["documents"]]
         cells[f"bound, {name}"] = {"nats a token": nats}
-    facts = {"seed": config["config"]["seed"], "steps": config["steps"],
+    log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = {"seed": config["config"]["seed"], "steps": json.loads(log[-1])["step"],
              "seconds": files.read_json(folder / "seconds.json", {})}
     return cells, facts
 

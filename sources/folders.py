@@ -137,7 +137,7 @@ def picture_format(files, patch=4):
     return max(patch, side // patch * patch), 1 if grey else 3
 
 
-class Stream(soundfile.SoundFile):
+class Recording(soundfile.SoundFile):
     """A recording that is read from start to end: its header need not know where that is."""
 
     def seekable(self):
@@ -153,7 +153,7 @@ def open_clip(file, shortest=0.1, longest=20.0):
     blocks = []
     count = 0
     try:
-        with Stream(io.BytesIO(content)) as opened:
+        with Recording(io.BytesIO(content)) as opened:
             rate = opened.samplerate
             while count <= longest * rate:
                 block = opened.read(65536, dtype="float32", always_2d=True)

@@ -3,7 +3,6 @@
 An item is a text, a picture with its caption, or a clip with its transcript.
 """
 import dataclasses
-import functools
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from data import HEAD, KINDS, MODALITIES, Documents, Stream, rng, round_up, save
 from data import tokenizer_module
 from files import DataError, UsageError
 from sources import Source, digest, folders, toyspeech, toyworld
+from tokenizers import audio, image, text
 
 HELD = 512  # held-out documents of each kind, at most
 
@@ -22,13 +22,12 @@ HELD = 512  # held-out documents of each kind, at most
 
 def sources_of(config):
     """{kind: Source} of one's own folders, or of the toy world. UsageError where --mix has none."""
-    if config.text or config.images or config.speech:
-        sources = own_sources(config)
-    else:
-        sources = toy_sources(config.items, config.seed)
-        sources = {kind: s for kind, s in sources.items() if config.mix.get(kind)}
+    if not (config.text or config.images or config.speech):
+        kinds = [kind for kind in KINDS if config.mix.get(kind)]
+        return {kind: TOY[kind](config.items, config.seed) for kind in kinds}
+    sources = own_sources(config)
     for kind in sources:
-        if not config.mix.get(kind, 0) > 0:
+        if not config.mix.get(kind):
             raise UsageError(f"--mix gives {kind} no share: give it one, or no flag for its folder")
     return sources
 
@@ -36,9 +35,9 @@ def sources_of(config):
 def own_sources(config):
     sources = {}
     if config.text:
-        text = folders.read_text(config.text, config.skip_bad)
-        parts = sections(text.texts)
-        sources["text"] = dataclasses.replace(text, texts=parts, keys=parts)
+        source = folders.read_text(config.text, config.skip_bad)
+        parts = sections(source.texts)
+        sources["text"] = dataclasses.replace(source, texts=parts, keys=parts)
     if config.images:
         patch = config.image_tokenizer.get("patch", 4)
         sources["image-text"] = folders.read_images(
@@ -49,29 +48,27 @@ def own_sources(config):
     return sources
 
 
-def toy_sources(items, seed):
-    """The toy world, {kind: Source}: items passages, as many pictures, a fifth as many clips."""
-    scenes = toyworld.scenes(items, seed)
-    phrases = toyspeech.phrases(max(2, items // 5), seed)
-
-    @functools.cache
-    def drawn():
-        return toyworld.draw(scenes, seed)
-
-    @functools.cache
-    def spoken():
-        return toyspeech.speak(phrases, seed)
-
+def toy_texts(items, seed):
     passages = toyworld.passages(items, seed)
+    return Source("text", "toy world", passages, None, passages)
+
+
+def toy_pictures(items, seed):
+    scenes = toyworld.scenes(items, seed)
     captions = [toyworld.caption(scene) for scene in scenes]
-    sources = [
-        Source("text", "toy world", passages, None, passages),
-        Source("image-text", "toy world", captions, lambda at: [drawn()[i] for i in at],
-               [digest(p) for p in drawn()]),
-        Source("speech-text", "toy world", phrases, lambda at: [spoken()[i] for i in at],
-               [digest(w) for w in spoken()]),
-    ]
-    return {source.kind: source for source in sources}
+    pictures = toyworld.draw(scenes, seed)
+    return Source("image-text", "toy world", captions, lambda at: [pictures[i] for i in at],
+                  [digest(picture) for picture in pictures])
+
+
+def toy_clips(items, seed):
+    phrases = toyspeech.phrases(max(2, items // 5), seed)
+    waves = toyspeech.speak(phrases, seed)
+    return Source("speech-text", "toy world", phrases, lambda at: [waves[i] for i in at],
+                  [digest(wave) for wave in waves])
+
+
+TOY = {"text": toy_texts, "image-text": toy_pictures, "speech-text": toy_clips}
 
 
 def split(source, share=0.05, most=1024):
@@ -82,13 +79,13 @@ def split(source, share=0.05, most=1024):
     groups = list(groups.values())
     if len(groups) < 2:
         raise DataError(f"{source.name}: one item cannot be trained on and held out: give more")
-    wanted = min(most, max(1, int(share * len(source.keys))))
+    wanted = min(most, max(1, int(share * len(source))))
     held = []
     for n in rng(0, 17).permutation(len(groups))[:-1]:
         if len(held) >= wanted:
             break
         held += groups[n]
-    train = np.setdiff1d(np.arange(len(source.keys)), held)
+    train = np.setdiff1d(np.arange(len(source)), held)
     return train, np.sort(held)
 
 
@@ -98,18 +95,18 @@ def sections(texts):
     total = sum(map(len, texts))
     size = max(200, total // 100)
     parts = []
-    for text in texts:
+    for document in texts:
         start = 0
-        while 20 * len(text) > total and len(text) - start > 1.5 * size:
+        while 20 * len(document) > total and len(document) - start > 1.5 * size:
             end = start + size
-            cut = text.rfind("\n", start, end)
+            cut = document.rfind("\n", start, end)
             if cut <= start:
-                cut = text.rfind(" ", start, end)
+                cut = document.rfind(" ", start, end)
             if cut > start:
                 end = cut + 1
-            parts.append(text[start:end])
+            parts.append(document[start:end])
             start = end
-        parts.append(text[start:])
+        parts.append(document[start:])
     return parts
 
 
@@ -120,54 +117,67 @@ TOKENIZER_ITEMS = 6000     # pictures or clips that a tokenizer is trained on, a
 TOKENIZER_BYTES = 2 ** 29  # and their size
 
 
-def train_tokenizer(modality, sources, train, config, device):
-    """Train the tokenizer of a modality on the training items of all sources that have it.
+def train_text(sources, train, config, device):
+    """A text tokenizer from the training texts of all sources."""
+    if config.encoding:
+        return text.from_tiktoken(config.encoding)
+    texts = [[source.texts[i] for i in train[source.kind]] for source in sources]
+    sizes = [sum(map(len, part)) for part in texts]
+    samples = []
+    repeats = []
+    for part, size in zip(texts, sizes):
+        # each kind counts alike: else the words of transcripts beside a book would be spelt
+        times = round(max(sizes) / max(1, size))
+        samples += part
+        repeats += [min(100, max(1, times))] * len(part)
+    return text.train(samples, config.vocab_size, repeats)
 
-    train: {kind: indices}. config: train.py's. Returns the tokenizer.
-    """
-    module = tokenizer_module(modality)
-    if modality == "text" and config.encoding:
-        return module.from_tiktoken(config.encoding)
-    if modality == "text":
-        texts = [[source.texts[i] for i in train[kind]] for kind, source in sources.items()]
-        sizes = [sum(map(len, part)) for part in texts]
-        samples = []
-        repeats = []
-        for part, size in zip(texts, sizes):
-            # each kind counts alike: else the words of transcripts beside a book would be spelt
-            times = round(max(sizes) / max(1, size))
-            samples += part
-            repeats += [min(100, max(1, times))] * len(part)
-        return module.train(samples, config.vocab_size, repeats)
-    source = next(s for kind, s in sources.items() if KINDS[kind][0] == modality)
-    at = rng(config.seed, 2).permutation(train[source.kind])[:TOKENIZER_ITEMS]
+
+def train_image(sources, train, config, device):
+    """A picture tokenizer from training pictures."""
+    samples = some_samples(sources[0], train, config.seed)
+    shape = dict(zip(("height", "width", "channels"), samples[0].shape))
+    settings = image.ImageConfig(**shape, **config.image_tokenizer)
+    return image.train(samples, settings, config.image_steps, config.seed, device).to("cpu")
+
+
+def train_speech(sources, train, config, device):
+    """A speech tokenizer from training clips."""
+    samples = some_samples(sources[0], train, config.seed)
+    settings = audio.AudioConfig(**config.speech_tokenizer)
+    return audio.train(samples, settings, config.speech_steps, config.seed, device).to("cpu")
+
+
+def some_samples(source, train, seed):
+    """Pictures or clips of training items, in random order, within the limits above."""
+    at = rng(seed, 2).permutation(train[source.kind])[:TOKENIZER_ITEMS]
     samples = []
     for i in range(0, len(at), 64):
         samples += source.load(at[i:i + 64])
         if sum(sample.nbytes for sample in samples) > TOKENIZER_BYTES:
             break
-    if modality == "image":
-        height, width, channels = samples[0].shape
-        options = dict(height=height, width=width, channels=channels, **config.image_tokenizer)
-        settings = module.ImageConfig(**options)
-        steps = config.image_steps
-    else:
-        settings = module.AudioConfig(**config.speech_tokenizer)
-        steps = config.speech_steps
-    return module.train(samples, settings, steps=steps, seed=config.seed, device=device).to("cpu")
+    return samples
+
+
+TRAIN = {"text": train_text, "image": train_image, "speech": train_speech}
+
+
+def samples_of(source, modality, at):
+    """The members of items at the indices `at`."""
+    if modality == "text":
+        return [source.texts[i] for i in at]
+    return source.load(at)
 
 
 def encode(source, tokenizers, batch=512):
     """Codes of all items: a list (members) of lists (items) of arrays."""
     codes = []
     for modality in KINDS[source.kind]:
-        if modality == "text":
-            codes.append(tokenizers["text"].encode(source.texts))
-            continue
         encoded = []
-        for i in tqdm(range(0, len(source), batch), desc=f"encoding {source.kind}", leave=False):
-            samples = source.load(range(i, min(i + batch, len(source))))
-            encoded += tokenizers[modality].encode(samples)
+        starts = range(0, len(source), batch)
+        for i in tqdm(starts, desc=f"encoding {source.kind}", leave=False):
+            at = range(i, min(i + batch, len(source)))
+            encoded += tokenizers[modality].encode(samples_of(source, modality, at))
         codes.append(encoded)
     return codes
 
@@ -192,7 +202,7 @@ def make_documents(stream, kind, codes, at):
 
 
 def prepare(config, folder, device, clock):
-    """Settings -> stream and {kind: (training, held-out) Documents}.
+    """Settings -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
 
     Writes tokenizers, their reports and documents.npz into folder. Items are held out by content:
     none is in the training set, not even as the same tokens. Tokenizers see training items only.
@@ -203,15 +213,13 @@ def prepare(config, folder, device, clock):
         train[kind], held[kind] = split(source)
     tokenizers, reports = {}, {}
     for modality, row in MODALITIES.items():
-        having = {k: s for k, s in sources.items() if modality in KINDS[k]}
+        having = [source for kind, source in sources.items() if modality in KINDS[kind]]
         if not having:
             continue
         clock(f"{modality} tokenizer")
-        tokenizer = train_tokenizer(modality, having, train, config, device)
+        tokenizer = TRAIN[modality](having, train, config, device)
         tokenizer.save(folder / row.file)
-        kind, source = next(iter(having.items()))
-        samples = held[kind][:200]
-        samples = source.load(samples) if modality != "text" else [source.texts[i] for i in samples]
+        samples = samples_of(having[0], modality, held[having[0].kind][:200])
         reports[modality] = tokenizer.report(samples)
         print(tokenizer_module(modality).lines(reports[modality]), flush=True)
         tokenizers[modality] = tokenizer
@@ -236,4 +244,4 @@ def prepare(config, folder, device, clock):
                             "training item: give more, and more different, items")
         documents[kind] = (Documents.of(learnt, stream), Documents.of(fresh, stream))
     save_documents(folder / "documents.npz", documents)
-    return stream, documents
+    return stream, documents, tokenizers

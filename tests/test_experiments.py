@@ -261,7 +261,8 @@ def test_several_runs_make_one_table(tmp_path, capsys):
             "documents": 100, "nats_per_token": 0.4, "stderr": 0.01}}}
         folder = tmp_path / str(n)
         files.write_json(folder / "scores.json", scores)
-        files.write_json(folder / "config.json", {"config": {"seed": n}, "steps": 10})
+        files.write_json(folder / "config.json", {"config": {"seed": n}})
+        files.write_text(folder / "log.jsonl", '{"step": 10}\n')
     table = seeds.markdown(seeds.study([tmp_path / "0", tmp_path / "1"]))
     # the spread, 0.14 / sqrt(2), is larger than what 100 samples allow
     assert "| text-to-speech: seen | 60 ± 10% | 50, 70% | whole phrase 100 of 100 |" in table

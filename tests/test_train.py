@@ -37,8 +37,7 @@ def test_a_run_writes_what_it_says(trained):
     folder, printed = trained
     names = {path.name for path in folder.iterdir()}
     assert names == {*train.RUN_FILES, "lock"}
-    saved = files.read_json(folder / "config.json")
-    assert saved["steps"] == files.load(folder / "checkpoint.pt")["step"] == 6
+    assert files.load(folder / "checkpoint.pt")["step"] == 6
     assert steps_logged(folder) == [1, 6]
     seconds = files.read_json(folder / "seconds.json")
     assert list(seconds)[-3:] == ["training", "scoring", "page"]
@@ -126,7 +125,8 @@ def test_each_kind_trains_alone(kind, tmp_path):
     flags = ("--items", 60, "--mix", f"{kind}=1", "--complement", "--minutes", 0.001)
     call(train.main, "--run", tmp_path / "run", *SMALL, *flags, "--score-n", 0)
     saved = files.read_json(tmp_path / "run" / "config.json")
-    assert list(saved["stream"]["slots"]) == [kind] and saved["steps"] == 10  # at least ten
+    assert list(saved["stream"]["slots"]) == [kind]
+    assert steps_logged(tmp_path / "run")[-1] == 10  # at least ten
     assert (tmp_path / "run" / "index.html").exists()
 
 

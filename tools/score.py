@@ -96,33 +96,51 @@ def fresh_pictures(run, scenes, seed, tries=40):
     return list(pictures), len(stale)
 
 
-def toy_cells(run, n, seed):
-    """{task: {cell: Cell}}"""
-    cells = {task: {} for task in TASKS}
+def picture_cells(run, n, seed):
+    """{task: {cell: Cell}} of pictures and their captions."""
+    drawn, told = {}, {}
     for i, split in enumerate(("seen", "unseen")):
         for things, name in ((1, "one thing"), (2, "two things")):
             at = seed + 10 * i + things - 1
             scenes = toyworld.scenes(n, at, split, things)
-            cell = f"{split}, {name}"
             captions = [toyworld.caption(scene) for scene in scenes]
-            cells["text-to-image"][cell] = Cell(
-                captions, functools.partial(judge_pictures, scenes))
-            if "image-text" in run.stream.slots:
-                pictures, stale = fresh_pictures(run, scenes, at)
-                note = f"{stale} of {n} pictures have the tokens of a training picture"
-                cells["image-to-text"][cell] = Cell(
-                    pictures, functools.partial(judge_captions, scenes), note if stale else "")
+            pictures, stale = fresh_pictures(run, scenes, at)
+            note = f"{stale} of {n} pictures have the tokens of a training picture"
+            cell = f"{split}, {name}"
+            drawn[cell] = Cell(captions, functools.partial(judge_pictures, scenes))
+            told[cell] = Cell(pictures, functools.partial(judge_captions, scenes),
+                              note if stale else "")
+    own = {"its own caption": Cell([None] * n, judge_own_captions)}
+    return {"text-to-image": drawn, "image-to-text": told, "image": own}
+
+
+def speech_cells(run, n, seed):
+    """{task: {cell: Cell}} of clips and their transcripts."""
+    said, heard = {}, {}
+    few = sum(map(len, toyspeech.all_phrases("seen")))
+    notes = {"seen": f"all {few} phrases are in the training, in other utterances", "unseen": ""}
+    for i, split in enumerate(("seen", "unseen")):
         phrases = toyspeech.phrases(n, seed + 10 * i, split)
-        note = "the phrases, 133, are all in the training, in other utterances"
-        cells["text-to-speech"][split] = Cell(
-            phrases, functools.partial(judge_speech, phrases), note if split == "seen" else "")
-        cells["speech-to-text"][split] = Cell(
-            toyspeech.speak(phrases, seed + 10 * i),
-            functools.partial(judge_transcripts, phrases), note if split == "seen" else "")
-    cells["image"]["its own caption"] = Cell([None] * n, judge_own_captions)
-    cells["speech"]["its own text"] = Cell([None] * n, judge_own_text)
-    cells["text"]["passages"] = Cell([None] * n, judge_passages)
-    return {task: c for task, c in cells.items() if TASKS[task][0] in run.stream.slots}
+        waves = toyspeech.speak(phrases, seed + 10 * i)
+        said[split] = Cell(phrases, functools.partial(judge_speech, phrases), notes[split])
+        heard[split] = Cell(waves, functools.partial(judge_transcripts, phrases), notes[split])
+    own = {"its own text": Cell([None] * n, judge_own_text)}
+    return {"text-to-speech": said, "speech-to-text": heard, "speech": own}
+
+
+def text_cells(run, n, seed):
+    return {"text": {"passages": Cell([None] * n, judge_passages)}}
+
+
+TOY_CELLS = {"text": text_cells, "image-text": picture_cells, "speech-text": speech_cells}
+
+
+def toy_cells(run, n, seed):
+    """{task: {cell: Cell}} of the kinds that the run knows."""
+    cells = {}
+    for kind in run.stream.slots:
+        cells |= TOY_CELLS[kind](run, n, seed)
+    return cells
 
 
 def judge_held_out(truth, outputs):
@@ -382,8 +400,8 @@ def main():
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", help="all of them, and the bound, by default")
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
-    parser.add_argument("--n", type=sample.number(int, 1), default=200, help="samples a cell (200)")
-    parser.add_argument("--seed", type=sample.number(int, 0, 10 ** 9), default=0,
+    parser.add_argument("--n", type=files.number(int, 1), default=200, help="samples a cell (200)")
+    parser.add_argument("--seed", type=files.number(int, 0, 10 ** 9), default=0,
                         help="which samples (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", help="also write the scores to this file")
