@@ -32,6 +32,8 @@ class ModelConfig:
     causal: bool = False       # True: the autoregressive twin
 
     def __post_init__(self):
+        if any(type(n) is not int for n in (self.width, self.depth, self.head_dim)):
+            raise ValueError("width, depth and head_dim must be whole numbers")
         if self.width % self.head_dim or self.head_dim % 2:
             raise ValueError(f"width {self.width} must be a multiple of head_dim {self.head_dim}, "
                              "and that must be even")

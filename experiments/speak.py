@@ -56,7 +56,7 @@ def main():
     torch.set_num_threads(os.cpu_count())
     run = sample.load_run(args.run)
     path = write_clips(Path(args.out), speak(run, args.n, SEED + 10 * args.seed))
-    print(f"wrote {path}; where there is a recogniser: python experiments/hear.py MODEL {path}")
+    print(f"wrote {path}; where pocketsphinx is: python experiments/hear.py {path}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import common
 import hear
 import laws
 import scaling
-from common import data, files, score, train
+from common import data, files, sample, score, train
 
 # ------------------------------------------------------------------------------------------------
 # Quick forms. All share two worlds, which are made once.
@@ -331,18 +331,37 @@ def test_clips_are_heard_with_and_without_the_prompt(tmp_path, monkeypatch):
             heard.append(wave)
             return [SimpleNamespace(text=" Two." if initial_prompt else " One.")], None
 
-    fake = SimpleNamespace(WhisperModel=Recogniser, decode_audio=lambda path: np.ones(100))
-    monkeypatch.setitem(sys.modules, "faster_whisper", fake)
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=Recogniser))
+    files.write_bytes(tmp_path / "0.wav", sample.wav(np.full(100, 0.5)))
     entries = [{"speaker": "model", "split": split, "text": "two", "file": "0.wav"}
                for split in ("seen", "unseen", "unseen")]
     files.write_json(tmp_path / "clips.json", entries)
-    monkeypatch.setattr(sys, "argv", ["hear", "tiny", str(tmp_path / "clips.json")])
+    monkeypatch.setattr(sys, "argv", ["hear", str(tmp_path / "clips.json"), "--whisper", "tiny"])
     hear.main()
     groups = files.read_json(tmp_path / "hear.json")["groups"]
-    assert groups["model, unseen"]["with the prompt"]["word_errors"][0] == 0
-    assert groups["model, unseen"]["without a prompt"]["word_errors"][0] == 1
-    assert groups["model, seen"]["with the prompt"]["clips"] == 1
-    assert all(len(wave) == 6_100 and wave[:3_000].sum() == 0 for wave in heard)
+    assert groups["model, unseen"]["knows the world"]["word_errors"][0] == 0
+    assert groups["model, unseen"]["knows English"]["word_errors"][0] == 1
+    assert groups["model, seen"]["knows the world"]["clips"] == 1
+    silence = hear.SILENCE
+    assert all(len(wave) == 2 * silence + 100 for wave in heard)
+    assert heard[0][silence] == pytest.approx(0.5, abs=1e-4) and not heard[0][:silence].any()
+
+
+def test_a_recogniser_that_knows_the_world_expects_its_pairs_of_words():
+    """A grammar of states and arcs accepts the texts, and what their pairs of words allow."""
+    decoder = SimpleNamespace(create_fsg=lambda *grammar: grammar)
+    _, first, last, arcs = hear.word_pairs(decoder, ["a red star", "a star", "ten"])
+
+    def accepts(text):
+        states = {first}
+        for word in text.split():
+            states = {to for at, to, _, *said in arcs if at in states and said == [word]}
+        return any(at in states and to == last for at, to, *_ in arcs)
+
+    assert all(map(accepts, ("a red star", "a star", "ten")))
+    assert not any(map(accepts, ("red star", "a red", "a ten", "star", "")))
+    for state in {at for at, *_ in arcs}:
+        assert sum(share for at, _, share, *_ in arcs if at == state) == pytest.approx(1)
 
 
 def test_the_true_probability_of_a_passage():
