@@ -53,7 +53,7 @@ def quick(name, *argv):
 
 
 @pytest.mark.parametrize("name", ["process", "transfer", "batch_size", "complement", "schedules",
-                                  "autoregression", "masking_pairs", "scaling"])
+                                  "busy", "autoregression", "masking_pairs", "scaling"])
 def test_quick_forms_run(name, capsys):
     quick(name)
     out = capsys.readouterr().out
