@@ -29,6 +29,7 @@ import model as models
 from data import HEAD, KINDS, MASK, MODALITIES
 from files import DataError, UsageError, number
 from sources import folders
+from tools import watch
 
 # Task -> kind of document, members to generate. The other members are the prompt.
 TASKS = {
@@ -160,6 +161,13 @@ class Generated:
     nfe: float          # evaluations of the network a sample, mean
     seconds: float
 
+    def after(self, before):
+        """Add the film and the cost of what this was made from."""
+        self.film = before.film + self.film[1:]
+        self.nfe += before.nfe
+        self.seconds += before.seconds
+        return self
+
 
 def codes_of(run, kind, modality, ids):
     """The codes of a member in rows ids (B, L) of one document each; masks read as code 0."""
@@ -225,14 +233,14 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
     """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Generated.
 
     condition: members that guidance leaves out and that the best candidate has to fit. settings:
-    of diffusion.sample. record: keep the film, of all rows at once.
+    of diffusion.sample. record: keep the film. batch: rows that are filled at once.
     """
     began = time.perf_counter()
     targets = targets or KINDS[kind]
     if not condition:
         candidates = 1
-    size = len(ids) if record else max(16, batch // candidates)           # prompts at a time
-    made, calls, film = [], [], []
+    size = max(16, batch // candidates)  # prompts at a time
+    made, calls, films = [], [], []
     for i in range(0, len(ids), size):
         rows = run.rows(ids[i:i + size].repeat_interleave(candidates, 0))
         missing = (rows.ids == MASK) & members_mask(rows, kind, targets)
@@ -248,7 +256,7 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
             nfe = nfe.view(-1, candidates).sum(1) + more
         made.append(x.cpu())
         calls.append(nfe.cpu().float())
-        film = [frame.cpu() for frame in frames]
+        films.append([frame.cpu() for frame in frames])
     ids = torch.cat(made)
     rows = run.stream.describe(ids)
     outputs = {}
@@ -256,7 +264,16 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
         if not ((ids == MASK) & rows.of(kind, modality)).any():
             outputs[modality] = decode(run, modality, codes_of(run, kind, modality, ids))
     nfe = float(torch.cat(calls).mean())
-    return Generated(outputs, ids, film, nfe, time.perf_counter() - began)
+    return Generated(outputs, ids, joined(films), nfe, time.perf_counter() - began)
+
+
+def joined(films):
+    """Films of some rows each -> one of all rows. The last frame of a shorter one stays."""
+    film = []
+    for k in range(max(map(len, films))):
+        frames = [frames[min(k, len(frames) - 1)] for frames in films]
+        film.append(torch.cat(frames))
+    return film
 
 
 def trained_in(run, mode):
@@ -273,20 +290,12 @@ def answer(run, task, ids, seed=0, record=False, **changes):
     kind, targets = TASKS[task]
     settings = settings_for(task, **changes)
     given = given_members(task)
-    before = None
     if len(targets) > 1 and trained_in(run, "second"):
-        before = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
-        ids = before.ids
-        targets = targets[:1]
-        given = ["text"]
+        text = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
+        return fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings).after(text)
     if not given:
         settings["guidance"] = 0.0
-    made = fill(run, kind, ids, targets, given, seed, record, **settings)
-    if before:
-        made.film = before.film + made.film[1:]
-        made.nfe += before.nfe
-        made.seconds += before.seconds
-    return made
+    return fill(run, kind, ids, targets, given, seed, record, **settings)
 
 
 def check_trained(run, task, kind):
@@ -372,7 +381,7 @@ def punch(run, kind, ids, modality, where=None):
     return ids
 
 
-def infill_text(run, text, tokens, n, seed, changes):
+def infill_text(run, text, tokens, n, seed, changes, record=False):
     """Fill the holes `___` of a text, `tokens` tokens each, n times."""
     check_trained(run, "infill", "text")
     encoded = run.tokenizers["text"].encode(re.split(" ?___", text))  # tokens hold their space
@@ -388,10 +397,11 @@ def infill_text(run, text, tokens, n, seed, changes):
     document = run.stream.document("text", [[]], [extent])
     document[HEAD:HEAD + len(ids)] = ids
     rows = data.stacked([document] * n)
-    return fill(run, "text", rows, seed=seed, **settings_for("text", **changes))
+    settings = settings_for("text", **changes)
+    return fill(run, "text", rows, seed=seed, record=record, **settings)
 
 
-def infill_file(run, modality, sample, share, caption, n, seed, changes):
+def infill_file(run, modality, sample, share, caption, n, seed, changes, record=False):
     """Fill the share (first, last) of a picture's or clip's codes, n times. A text that is not
     given is read off what comes out."""
     kind = next(kind for kind, members in KINDS.items() if members[0] == modality)
@@ -403,15 +413,10 @@ def infill_file(run, modality, sample, share, caption, n, seed, changes):
     rows = punch(run, kind, rows, modality, where)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0
-    alone = not caption and trained_in(run, "first")
-    targets = (modality,) if alone else KINDS[kind]
-    made = fill(run, kind, rows, targets, seed=seed, **settings)
-    if not alone:
-        return made
-    read = answer(run, f"{modality}-to-text", made.ids, seed)
-    read.nfe += made.nfe
-    read.seconds += made.seconds
-    return read
+    if caption or not trained_in(run, "first"):
+        return fill(run, kind, rows, KINDS[kind], seed=seed, record=record, **settings)
+    made = fill(run, kind, rows, (modality,), seed=seed, record=record, **settings)
+    return answer(run, f"{modality}-to-text", made.ids, seed, record).after(made)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -538,13 +543,14 @@ def infill(run, args, changes):
         if args.caption:
             raise UsageError("--caption is of a picture or a clip, not of a text")
         tokens = hole_tokens(args.hole or "2")
-        return infill_text(run, prompt, tokens, n, args.seed, changes)
+        return infill_text(run, prompt, tokens, n, args.seed, changes, args.watch)
     if not Path(prompt).exists():
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     sample = read_prompt(run, modality, prompt)
     share = hole_share(args.hole or "0.5:1")
-    return infill_file(run, modality, sample, share, args.caption, n, args.seed, changes)
+    return infill_file(run, modality, sample, share, args.caption, n, args.seed, changes,
+                       args.watch)
 
 
 def parse():
@@ -560,6 +566,8 @@ def parse():
     parser.add_argument("--length", type=number(int, 1), help="text: its tokens")
     parser.add_argument("--hole", help="infill: tokens of ___ (2), or FROM:TO of a file (0.5:1)")
     parser.add_argument("--caption", help="infill: what the picture shows or the clip says")
+    parser.add_argument("--watch", action="store_true",
+                        help="show how the masks became tokens, a film of each sample")
     add_settings(parser)
     args = parser.parse_intermixed_args()  # flags may stand before the prompt
     changes = {name: getattr(args, name) for name in SETTINGS}
@@ -583,8 +591,11 @@ def main():
         modality = next(iter(given_members(args.task)), "text")
         prompts = [read_prompt(run, modality, prompt) for prompt in args.prompt or [""]]
         prompts = [prompt for prompt in prompts for _ in range(args.n or 1)]
-        made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
+        made = generate(run, args.task, prompts, args.watch, args.seed, args.length, **changes)
     paths = write_outputs(made, Path(args.out), f"{args.task}-{args.seed}")
+    if args.watch:
+        for row in range(len(made.ids)):
+            watch.replay(run, [ids[row] for ids in made.film])
     for text in made.outputs.get("text", []):
         print(files.printable(text))
     print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote "
