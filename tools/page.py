@@ -16,7 +16,7 @@ import diffusion
 import files
 import sample
 from data import KINDS, MASK
-from sample import TASKS
+from sample import ACROSS, TASKS
 from tools import score
 from tools.masked import GREY, masked_clip, masked_picture, pieces  # GREY: for film.py
 
@@ -104,49 +104,55 @@ def stages(film, row):
     return np.unique(at)
 
 
-def card(run, task, film, sure, truth, row):
-    """A sample's film as HTML: the prompt, stages, the answer, the held-out original."""
-    kind, targets = TASKS[task]
+def show_members(run, kind, modalities, ids, sure):
+    """Members of a document ids (L,) as HTML."""
+    rows = run.stream.describe(ids[None])
+    shown = ""
+    for modality in modalities:
+        at = rows.of(kind, modality)[0]
+        shown += SHOW[modality](run, ids[at].numpy(), sure[at].numpy())
+    if len(modalities) > 1:
+        return f"<div class=pair>{shown}</div>"
+    return shown
+
+
+def card(run, task, made, sure, truth, row):
+    """A sample's film as HTML: the prompt, the text between two stages, frames, the answer, the
+    held-out original."""
+    first, last = sample.stages_of(task)[0], sample.stages_of(task)[-1]
     given = sample.given_members(task)
-    rows = run.stream.describe(truth)
-
-    def show(modalities, ids, sure):
-        shown = ""
-        for modality in modalities:
-            at = rows.of(kind, modality)[row]
-            shown += SHOW[modality](run, ids[row][at].numpy(), sure[row][at].numpy())
-        if len(modalities) > 1:
-            return f"<div class=pair>{shown}</div>"
-        return shown
-
-    frames = [show(targets, film[i], sure[i]) for i in stages(film, row)]
+    kind, targets = TASKS[last]
+    frames = [show_members(run, kind, targets, made.film[i][row], sure[i][row])
+              for i in stages(made.film, row)]
     strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
     if given:
-        prompt = show(given, truth, sure[0])
-        original = show(targets, truth, sure[0])
+        kind, targets = TASKS[first]
+        certain = torch.ones(truth.shape[1])
+        prompt = show_members(run, kind, given, truth[row], certain)
+        if made.first:
+            prompt += show_members(run, kind, targets, made.first.ids[row], certain)
+        original = show_members(run, kind, targets, truth[row], certain)
         shown = f"<div class=prompt>{prompt}</div>{shown}<div class=truth>original {original}</div>"
     return f"<article class=card>{shown}</article>"
 
 
 def task_films(run, task, seed):
     """A task's films as HTML: answers to the first held-out prompts."""
-    kind, targets = TASKS[task]
+    kind, targets = TASKS[sample.stages_of(task)[0]]
     truth = data.stacked(run.documents[kind][1].first(SAMPLES))           # (B, L)
     ids = truth
     for modality in targets:
         ids = sample.punch(run, kind, ids, modality)
     made = sample.answer(run, task, ids, seed, record=True)
     sure = sureness(run, made.film)
-    cards = ""
-    for row in range(len(truth)):
-        cards += card(run, task, made.film, sure, truth, row)
+    cards = [card(run, task, made, sure, truth, row) for row in range(len(truth))]
     settings = [f"{name} {value}" for name, value in sample.settings_for(task).items()]
     settings = ", ".join(settings)
     return f"""<section class=task><h3>{title(task)}<button>&#9654; play</button></h3>
 <p class=soft>{made.nfe:.0f} evaluations of the network a sample: {settings}</p>
-<div class=cards>{cards}</div></section>"""
+<div class=cards>{"".join(cards)}</div></section>"""
 
 
 def films(run, seed):
@@ -156,8 +162,8 @@ def films(run, seed):
 {SAMPLES} held-out items, the samples those of seed {seed}. None was chosen. Orange: the network
 gave a word a low probability when it wrote it. The bar above a picture is its palette. Of several
 candidates one sees the one that the network keeps.</p>"""]
-    for task, (kind, _) in TASKS.items():
-        if kind in run.stream.slots:
+    for task in (*TASKS, *ACROSS):
+        if set(sample.kinds_of(task)) <= set(run.stream.slots):
             parts.append(task_films(run, task, seed))
     return "\n".join(parts)
 
@@ -183,7 +189,7 @@ def bars(scores):
         return name.removeprefix("un").removeprefix("seen")
 
     parts = []
-    for task in [task for task in TASKS if task in scores]:
+    for task in [task for task in (*TASKS, *ACROSS) if task in scores]:
         cells = scores[task]["cells"]
         shown = [bar(name, cells[name]) for name in sorted(cells, key=group)]
         parts.append(f"<div><h3>{title(task)}</h3>{''.join(shown)}</div>")
@@ -290,10 +296,7 @@ def write(folder, run=None, seed=0):
 def main():
     parser = files.Parser(description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
-    parser.add_argument("--seed", type=files.number(int, 0, 10 ** 9), default=0,
-                        help="which samples (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sample.add_run(parser)
     args = parser.parse_args()
     run = sample.load_run(args.run, files.pick_device(args.device))
     print(write(run.folder, run, args.seed))
