@@ -25,7 +25,8 @@ def begun(run, kind, codes):
 def captions_from_speech(run, texts):
     """Rows (B, L) of image-text: captions that begin with these texts, for the network to complete;
     evaluations that it cost."""
-    return begun(run, "image-text", run.tokenizers["text"].encode(texts)), 0
+    codes = run.tokenizers["text"].encode(texts)
+    return begun(run, "image-text", codes), 0
 
 
 @torch.inference_mode()

@@ -6,11 +6,14 @@
     python sample.py speech-to-text clip.wav
     python sample.py text "the red circle"                            goes on from it, or from none
     python sample.py image        python sample.py speech       a text, then what it says
-    python sample.py speech-to-image clip.wav                         through the text between them
-    python sample.py image-to-speech picture.png                      "a small red star on white" is
-                                                                      said without its ground
+    python sample.py speech-to-image clip.wav                         by a caption that begins as
+                                                                      the clip says
+    python sample.py image-to-speech picture.png                      says of the caption what
+                                                                      speech would say
     python sample.py infill "the red circle is ___ the blue square."  ___ is a hole; or a picture or
                                                                       clip and --hole FROM:TO
+
+--watch shows in the terminal how masks became tokens, when all are made.
 """
 import argparse
 import functools
@@ -334,7 +337,8 @@ def answer(run, task, ids, seed=0, record=False, **changes):
     given = given_members(task)
     if len(targets) > 1 and trained_in(run, "second"):
         text = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
-        return fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings).after(text)
+        made = fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings)
+        return made.after(text)
     if not given:
         settings["guidance"] = 0.0
     return fill(run, kind, ids, targets, given, seed, record, **settings)
@@ -419,9 +423,12 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
 def share_of(run, modality, first, last, count):
     """The share first..last of an item's `count` codes, (count,) bool; a picture keeps its
     palette."""
-    keep = run.tokenizers["image"].config.colours if modality == "image" else 0
+    keep = 0
+    if modality == "image":
+        keep = run.tokenizers["image"].config.colours
+    free = count - keep
     where = np.zeros(count, bool)
-    where[keep + int(first * (count - keep)):keep + int(last * (count - keep))] = True
+    where[keep + int(first * free):keep + int(last * free)] = True
     return where
 
 
@@ -440,12 +447,10 @@ def punch(run, kind, ids, modality, where=None):
 
 def infill_text(run, text, tokens, n, seed, changes, record=False):
     """Fill the holes `___` of a text, `tokens` tokens each, n times."""
-    encoded = run.tokenizers["text"].encode(re.split(" ?___", text))  # tokens hold their space
-    codes = [run.stream.to_ids("text", part) for part in encoded]
-    ids = [codes[0]]
-    for part in codes[1:]:
-        ids += [np.full(tokens, MASK), part]
-    ids = np.concatenate(ids)
+    ids = []
+    for codes in run.tokenizers["text"].encode(re.split(" ?___", text)):  # tokens hold their space
+        ids += [np.full(tokens, MASK), run.stream.to_ids("text", codes)]
+    ids = np.concatenate(ids[1:])  # no hole before the first part
     longest = run.stream.slots["text"][0]
     if len(ids) >= longest:
         raise UsageError(f"infill: {len(ids)} tokens do not fit into {longest}: shorten the text")
@@ -462,7 +467,9 @@ def infill_file(run, modality, sample, share, caption, n, seed, changes, record=
     given is read off what comes out."""
     kind, _ = TASKS[f"text-to-{modality}"]
     codes = run.tokenizers[modality].encode([sample])[0]
-    text = run.tokenizers["text"].encode([caption])[0] if caption else None
+    text = None
+    if caption:
+        text = run.tokenizers["text"].encode([caption])[0]
     rows = data.stacked([run.stream.document(kind, [codes, text])] * n)
     where = share_of(run, modality, *share, len(codes))  # the end of a clip stays
     rows = punch(run, kind, rows, modality, where)
@@ -505,9 +512,13 @@ def contact_sheet(pictures, columns=10, zoom=3):
     """Pictures, uint8 (H, W, C), in reading order, `zoom` times as large, as one picture."""
     columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
-    pictures = [*pictures, *[blank] * (-len(pictures) % columns)]
-    rows = [np.concatenate(pictures[i:i + columns], 1) for i in range(0, len(pictures), columns)]
-    return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
+    missing = -len(pictures) % columns
+    pictures = [*pictures, *[blank] * missing]
+    rows = []
+    for i in range(0, len(pictures), columns):
+        rows.append(np.concatenate(pictures[i:i + columns], 1))
+    sheet = np.concatenate(rows)
+    return sheet.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def write_outputs(made, folder, stem):
@@ -635,7 +646,7 @@ def parse():
     parser.add_argument("--hole", help="infill: tokens of ___ (2), or FROM:TO of a file (0.5:1)")
     parser.add_argument("--caption", help="infill: what the picture shows or the clip says")
     parser.add_argument("--watch", action="store_true",
-                        help="show how the masks became tokens, a film of each sample")
+                        help="then show how the masks became tokens, a film of each sample")
     add_settings(parser)
     args = parser.parse_intermixed_args()  # flags may stand before the prompt
     changes = {name: getattr(args, name) for name in SETTINGS}
@@ -669,12 +680,12 @@ def main():
     command = infill if args.task == "infill" else generated
     made = command(run, args, changes)
     paths = write_outputs(made, Path(args.out), f"{args.task}-{args.seed}")
-    stages = [made.first, made] if made.first else [made]
-    if args.watch:
-        for row in range(len(made.ids)):
+    stages = [stage for stage in (made.first, made) if stage]
+    for row in range(len(made.ids)):
+        if args.watch:
             for stage in stages:
                 watch.replay(run, [ids[row] for ids in stage.film])
-    for texts in zip(*[stage.outputs["text"] for stage in stages]):
+        texts = [stage.outputs["text"][row] for stage in stages]
         print(files.printable(" -> ".join(texts)))
     wrote = ", ".join(map(files.quoted, paths))
     print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {wrote}")

@@ -235,8 +235,10 @@ def test_things_are_judged_on_any_ground():
 
 
 def test_questions_are_of_things_in_clips_and_pictures(toy):
-    cells = score.across_cells(toy, 8, 5)
-    assert set(cells) == set(ACROSS) and set(cells["speech-to-image"]) == {"seen", "unseen"}
+    cells = {task: {} for task in ACROSS}
+    for task, name, cell in score.across_cells(toy, 8, 5):
+        cells[task][name] = cell
+    assert set(cells["speech-to-image"]) == set(cells["image-to-speech"]) == {"seen", "unseen"}
     for split in ("seen", "unseen"):
         clips, pictures = (cells[task][split].prompts for task in ACROSS)
         marks = cells["speech-to-image"][split].judge({"image": pictures})

@@ -13,7 +13,8 @@ def greyed(pixels, masked):
     """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into grey."""
     height = pixels.shape[0] // masked.shape[0]
     width = pixels.shape[1] // masked.shape[1]
-    share = masked.repeat(height, 0).repeat(width, 1)[:, :, None]         # (H, W, 1)
+    share = masked.repeat(height, 0).repeat(width, 1)                     # (H, W)
+    share = share[:, :, None]
     return pixels * (1 - share) + GREY * share
 
 
@@ -35,9 +36,11 @@ def masked_picture(run, ids):
     palette = tokenizer.colours_of(codes[:count]).copy()                  # (K, C)
     palette[masked[:count]] = GREY
     pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
-    pixels = greyed(pixels, masked[count:].reshape(tokenizer.config.grid))
+    squares = masked[count:].reshape(tokenizer.config.grid)
+    pixels = greyed(pixels, squares)
     width = pixels.shape[1]
-    strip = palette[np.arange(width) * count // width]                    # (W, C)
+    column = np.arange(width)
+    strip = palette[column * count // width]                              # (W, C)
     pixels = np.concatenate(([strip] * 4, pixels))
     gap = np.arange(len(pixels)) == 3
     return rgba(pixels, ~gap[:, None])
@@ -53,9 +56,11 @@ HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
 
 def spectrogram(magnitudes):
     """Magnitudes (bins, T) -> (H, T, 3): up to 5 kHz over 60 dB, a column of pixels a frame."""
-    decibels = 20 * np.log10(magnitudes[:320:4].clip(1e-5))
-    loudness = (1 + (decibels - decibels.max()) / 60).clip(0)
-    channels = [np.interp(loudness, HEAT[:, 0], stops) for stops in HEAT.T[1:]]
+    heard = magnitudes[:320:4].clip(1e-5)
+    decibels = 20 * np.log10(heard)
+    loudness = 1 + (decibels - decibels.max()) / 60
+    stops, *colours = HEAT.T
+    channels = [np.interp(loudness, stops, colour) for colour in colours]
     return np.dstack(channels)[::-1]
 
 
@@ -63,15 +68,19 @@ def masked_clip(run, ids):
     """Ids of a clip (slot,) -> uint8 (H, T, 4): its spectrogram, nothing behind its end."""
     groups, size = run.stream.codes["speech"]
     masked = ids == MASK
-    codes = ids - run.stream.ranges("speech", np.arange(len(ids)))[0]
+    first, _ = run.stream.ranges("speech", np.arange(len(ids)))
+    codes = ids - first
     codes[masked] = 0
     over = np.logical_or.accumulate(codes >= size)
     codes[over] = 0
-    magnitudes = run.tokenizers["speech"].magnitudes([codes.astype(np.int32)])[0]  # (bins, T)
+    codes = codes.astype(np.int32)
+    magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
     pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
-    pixels = greyed(pixels, masked.reshape(1, -1, groups).mean(2))
-    frames = pixels.shape[1] * groups // len(ids)  # of a step
-    return rgba(pixels, ~over[groups - 1::groups].repeat(frames))
+    share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)
+    pixels = greyed(pixels, share)
+    there = ~over[groups - 1::groups]                                     # (steps,)
+    frames = pixels.shape[1] // len(there)  # of a step
+    return rgba(pixels, there.repeat(frames))
 
 
 def pieces(run, ids, sure):

@@ -99,13 +99,14 @@ def fresh_pictures(run, scenes, seed, tries=40):
     that do after so many tries."""
     documents = run.documents["image-text"][0]
     count = run.stream.slots["image-text"][0]
-    learnt = documents.ids.reshape(len(documents), -1)[:, HEAD:HEAD + count]  # pairs have one size
-    known = {tuple(ids) for ids in learnt}
+    learnt = documents.ids.reshape(len(documents), -1)  # pairs have one size
+    known = {tuple(ids) for ids in learnt[:, HEAD:HEAD + count]}
     pictures = toyworld.draw(scenes, seed)
     stale = np.arange(len(scenes))
     for attempt in range(1, tries + 1):
         codes = run.tokenizers["image"].encode(list(pictures[stale]))
-        stale = stale[[tuple(run.stream.to_ids("image", c)) in known for c in codes]]
+        ids = [run.stream.to_ids("image", c) for c in codes]
+        stale = stale[[tuple(picture) in known for picture in ids]]
         if not len(stale) or attempt == tries:
             break
         again = [scenes[i] for i in stale]
@@ -114,9 +115,7 @@ def fresh_pictures(run, scenes, seed, tries=40):
 
 
 def picture_cells(run, n, seed):
-    """{task: {cell: Cell}} of pictures and their captions."""
-    drawn = {}
-    told = {}
+    """(task, name, Cell) of pictures and their captions."""
     for split, first in SPLITS.items():
         for things, name in ((1, "one thing"), (2, "two things")):
             at = seed + first + things - 1
@@ -127,16 +126,13 @@ def picture_cells(run, n, seed):
             if stale:
                 note = f"{stale} of {n} pictures have the tokens of a training picture"
             cell = f"{split}, {name}"
-            drawn[cell] = Cell(captions, partial(judge_pictures, scenes))
-            told[cell] = Cell(pictures, partial(judge_captions, scenes), note)
-    own = {"its own caption": Cell([None] * n, judge_own_captions)}
-    return {"text-to-image": drawn, "image-to-text": told, "image": own}
+            yield "text-to-image", cell, Cell(captions, partial(judge_pictures, scenes))
+            yield "image-to-text", cell, Cell(pictures, partial(judge_captions, scenes), note)
+    yield "image", "its own caption", Cell([None] * n, judge_own_captions)
 
 
 def speech_cells(run, n, seed):
-    """{task: {cell: Cell}} of clips and their transcripts."""
-    said = {}
-    heard = {}
+    """(task, name, Cell) of clips and their transcripts."""
     things, numbers = toyspeech.all_phrases("seen")
     few = len(things) + len(numbers)
     notes = {"seen": f"all {few} phrases are in the training, in other utterances", "unseen": ""}
@@ -144,29 +140,25 @@ def speech_cells(run, n, seed):
         phrases = toyspeech.phrases(n, seed + first, split)
         waves = toyspeech.speak(phrases, seed + first)
         note = notes[split]
-        said[split] = Cell(phrases, partial(judge_speech, phrases), note)
-        heard[split] = Cell(waves, partial(judge_transcripts, phrases), note)
-    own = {"its own text": Cell([None] * n, judge_own_text)}
-    return {"text-to-speech": said, "speech-to-text": heard, "speech": own}
+        yield "text-to-speech", split, Cell(phrases, partial(judge_speech, phrases), note)
+        yield "speech-to-text", split, Cell(waves, partial(judge_transcripts, phrases), note)
+    yield "speech", "its own text", Cell([None] * n, judge_own_text)
 
 
 def across_cells(run, n, seed):
-    """{task: {cell: Cell}} of phrases that are heard and drawn, and of things seen and named."""
-    drawn = {}
-    named = {}
+    """(task, name, Cell) of phrases that are heard and drawn, and of things seen and named."""
     for split, first in SPLITS.items():
         at = seed + first + 5
         scenes = toyworld.scenes(n, at, split, things=1)
         phrases = [toyworld.noun_phrase(scene.things[0]) for scene in scenes]
-        pictures, _ = fresh_pictures(run, scenes, at)
         waves = toyspeech.speak(phrases, at)
-        drawn[split] = Cell(waves, partial(judge_things, scenes))
-        named[split] = Cell(pictures, partial(judge_speech, phrases))
-    return {"speech-to-image": drawn, "image-to-speech": named}
+        pictures, _ = fresh_pictures(run, scenes, at)
+        yield "speech-to-image", split, Cell(waves, partial(judge_things, scenes))
+        yield "image-to-speech", split, Cell(pictures, partial(judge_speech, phrases))
 
 
 def text_cells(run, n, seed):
-    return {"text": {"passages": Cell([None] * n, judge_passages)}}
+    yield "text", "passages", Cell([None] * n, judge_passages)
 
 
 TOY_CELLS = {
@@ -178,11 +170,12 @@ TOY_CELLS = {
 
 
 def toy_cells(run, n, seed):
-    """{task: {cell: Cell}} of the kinds that the run knows."""
+    """{task: {name: Cell}} of the kinds that the run knows."""
     cells = {}
     for kinds, make in TOY_CELLS.items():
         if set(kinds) <= set(run.stream.slots):
-            cells |= make(run, n, seed)
+            for task, name, cell in make(run, n, seed):
+                cells.setdefault(task, {})[name] = cell
     return cells
 
 
@@ -205,7 +198,8 @@ def own_cells(run, n):
         if kind == "text" or kind not in run.stream.slots or targets != ("text",):
             continue
         ids = data.stacked(run.documents[kind][1].first(n))
-        truth = sample.decode(run, "text", sample.codes_of(run, kind, "text", ids))
+        codes = sample.codes_of(run, kind, "text", ids)
+        truth = sample.decode(run, "text", codes)
         rows = sample.punch(run, kind, ids, "text")
         cells[task] = {"held out": Cell(rows, partial(judge_held_out, truth))}
     return cells
@@ -299,13 +293,17 @@ def reconstructions(run, n, seed):
         "speech": (toyspeech.speak(phrases, seed), partial(judge_speech, phrases)),
     }
     out = {}
-    for modality in run.stream.codes.keys() & true.keys():
-        samples, judge = true[modality]
-        codes = run.tokenizers[modality].encode(samples)
-        entry = {"n": n}
-        for name, shown in (("true", samples), ("tokens", sample.decode(run, modality, codes))):
-            entry[name] = mean_and_error(judge({modality: shown})["all"])
-        out[modality] = entry
+    for modality, (samples, judge) in true.items():
+        if modality in run.stream.codes:
+            codes = run.tokenizers[modality].encode(samples)
+            again = sample.decode(run, modality, codes)
+            before = judge({modality: samples})["all"]
+            after = judge({modality: again})["all"]
+            out[modality] = {
+                "n": n,
+                "true": mean_and_error(before),
+                "tokens": mean_and_error(after),
+            }
     return out
 
 
@@ -345,7 +343,8 @@ def units_of(run, modality, codes):
     """How many characters, pixel-channels or seconds the codes of an item stand for."""
     tokenizer = run.tokenizers[modality]
     if modality == "text":  # bytes that begin a character: cut ones then count once
-        content = np.frombuffer(tokenizer.bpe.decode_bytes(codes.tolist()), np.uint8)
+        text = tokenizer.bpe.decode_bytes(codes.tolist())
+        content = np.frombuffer(text, np.uint8)
         return int((content & 0xC0 != 0x80).sum())
     config = tokenizer.config
     if modality == "image":
@@ -360,9 +359,9 @@ def extent_nats(run, extents):
     A token sees its own document only, which gives its extent away: the bound is one on
     -log p(text | extent). This is what is missing to -log p(text).
     """
-    seen = run.documents["text"][0].lengths() - HEAD
+    training, _ = run.documents["text"]
     longest = run.stream.slots["text"][0]
-    counts = np.bincount(seen, minlength=longest + 1) + 1.0
+    counts = np.bincount(training.lengths() - HEAD, minlength=longest + 1) + 1.0
     possible = np.arange(longest + 1) % ROUND == 0
     possible[0] = False
     possible[longest] = True
@@ -374,7 +373,8 @@ def ratio(amounts, counts):
     """Sum of amounts (N,) over the sum of counts (N,), and its standard error."""
     mean = amounts.sum() / counts.sum()
     residual = amounts - mean * counts
-    return float(mean), float(residual.std() / len(amounts) ** 0.5 / counts.mean())
+    error = residual.std() / len(amounts) ** 0.5 / counts.mean()
+    return float(mean), float(error)
 
 
 def directions(kind):
@@ -402,8 +402,9 @@ def figures(nats, tokens):
 
 def figures_a_unit(run, kind, modality, ids, nats):
     """Bits a character, pixel-channel or second of a member of documents ids (N, L)."""
-    units = [units_of(run, modality, c) for c in sample.codes_of(run, kind, modality, ids)]
-    bits, error = ratio(nats / np.log(2), np.array(units))
+    codes = sample.codes_of(run, kind, modality, ids)
+    units = np.array([units_of(run, modality, c) for c in codes])
+    bits, error = ratio(nats / np.log(2), units)
     name = f"bits_per_{MODALITIES[modality].unit}"
     return {name: bits, f"{name}_stderr": error}
 
@@ -420,7 +421,8 @@ def bounds(run, documents=512, rounds=4, seed=11):
             noised = sample.members_mask(rows, kind, members)
             tokens = noised.sum(1).cpu().numpy()
             nats = diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, MASK,
-                                   data.rng(seed), rounds).cpu().numpy()
+                                   data.rng(seed), rounds)
+            nats = nats.cpu().numpy()
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
             entry = figures(nats, tokens)
@@ -452,29 +454,27 @@ def with_errors(entry):
 
 
 def task_lines(task, result):
+    """A line for each cell, and what the samples cost and how much they differ."""
     samples = 0
     for name, cell in result["cells"].items():
         samples += cell["n"]
         rest = [f"{mark} {100 * cell[mark]:.0f}%" for mark in with_errors(cell) if mark != "all"]
         yield f"{task:15} {name:19} {share(cell):>13}   " + ", ".join(rest)
-    cost = "{:.1f} NFE, {:.0f} ms a sample".format(
-        result["nfe"], 1000 * result["seconds"] / samples)
-    spread = ""
+    told = ""
     if "diversity" in result:
-        d = result["diversity"]
-        spread = "{samples} samples of one prompt: {:.0f}% different, {entropy:.1f} nats; ".format(
-            100 * d["distinct"], **d)
-    yield " " * 16 + spread + cost
+        spread = result["diversity"]
+        told = (f"{spread['samples']} samples of one prompt: {100 * spread['distinct']:.0f}% "
+                f"different, {spread['entropy']:.1f} nats; ")
+    ms = 1000 * result["seconds"] / samples
+    yield " " * 16 + told + f"{result['nfe']:.1f} NFE, {ms:.0f} ms a sample"
 
 
 def bound_line(name, entry):
-    line = f"{name:38} " + BOUND.format(**entry)
+    line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
+    line += f"{entry['bits_per_token']:.3f} a token"
     for unit in with_errors(entry):
         line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
     return line
-
-
-BOUND = "{nats_per_token:7.3f} ± {stderr:.3f}   {bits_per_token:.3f} a token"
 
 
 def table(scores):
