@@ -1,5 +1,6 @@
 """From speech to pictures and back: the text in between, the chain, its command and its scores."""
 import numpy as np
+import pretend
 import pytest
 import soundfile
 import torch
@@ -177,6 +178,18 @@ def test_what_comes_out_has_the_right_shape_and_is_the_same_again(task, toy, qui
     assert all(len(outputs) == 2 for outputs in made.outputs.values())
     if task == "speech-to-image":
         assert made.outputs["image"][0].shape == (32, 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # torch thinks they hold nothing
+def test_the_chain_mixes_no_devices(trained, quick, monkeypatch):
+    wave = toyspeech.speak(["two"], 0)[0]
+    pretend.pretend(monkeypatch)
+    monkeypatch.setattr(sample.Run, "rows",
+                        lambda run, ids: run.stream.describe(ids.to(pretend.DEVICE)))
+    with pretend.Pretended():
+        run = sample.load_run(trained[0], pretend.DEVICE)
+        sample.generate(run, "image-to-speech", [np.zeros((32, 32, 3), np.uint8)], steps=2)
+        sample.generate(run, "speech-to-image", [wave], steps=2)
 
 
 # ---- The command line.

@@ -119,16 +119,16 @@ def show_members(run, kind, modalities, ids, sure):
 def card(run, task, made, sure, truth, row):
     """A sample's film as HTML: the prompt, the text between two stages, frames, the answer, the
     held-out original."""
-    first, last = sample.stages_of(task)[0], sample.stages_of(task)[-1]
+    parts = sample.stages_of(task)
     given = sample.given_members(task)
-    kind, targets = TASKS[last]
+    kind, targets = TASKS[parts[-1]]
     frames = [show_members(run, kind, targets, made.film[i][row], sure[i][row])
               for i in stages(made.film, row)]
     strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
     if given:
-        kind, targets = TASKS[first]
+        kind, targets = TASKS[parts[0]]
         certain = torch.ones(truth.shape[1])
         prompt = show_members(run, kind, given, truth[row], certain)
         if made.first:
@@ -161,7 +161,8 @@ def films(run, seed):
 <p class=soft>Each strip leads from masks, which are grey, to an answer. The prompts are the first
 {SAMPLES} held-out items, the samples those of seed {seed}. None was chosen. Orange: the network
 gave a word a low probability when it wrote it. The bar above a picture is its palette. Of several
-candidates one sees the one that the network keeps.</p>"""]
+candidates one sees the one that the network keeps. Between speech and pictures the text that leads
+from one to the other stands under the prompt.</p>"""]
     for task in (*TASKS, *ACROSS):
         if set(sample.kinds_of(task)) <= set(run.stream.slots):
             parts.append(task_films(run, task, seed))
