@@ -6,8 +6,14 @@
     python sample.py speech-to-text clip.wav
     python sample.py text "the red circle"                            goes on from it, or from none
     python sample.py image        python sample.py speech       a text, then what it says
+    python sample.py speech-to-image clip.wav                         by a caption that begins as
+                                                                      the clip says
+    python sample.py image-to-speech picture.png                      says of the caption what
+                                                                      speech would say
     python sample.py infill "the red circle is ___ the blue square."  ___ is a hole; or a picture or
                                                                       clip and --hole FROM:TO
+
+--watch shows in the terminal how masks became tokens, when all are made.
 """
 import argparse
 import functools
@@ -26,9 +32,11 @@ from PIL import Image
 import data
 import diffusion
 import model as models
+from between import BETWEEN
 from data import HEAD, KINDS, MASK, MODALITIES
 from files import DataError, UsageError, number
 from sources import folders
+from tools import watch
 
 # Task -> kind of document, members to generate. The other members are the prompt.
 TASKS = {
@@ -39,6 +47,12 @@ TASKS = {
     "text-to-speech": ("speech-text", ("speech",)),
     "speech-to-text": ("speech-text", ("text",)),
     "speech": ("speech-text", ("speech", "text")),
+}
+# Tasks of two stages: pictures and clips have no pairs, but both have texts. The first stage's text
+# becomes that of the second, see between.py. Ours: the paper trains pairs with text only.
+ACROSS = {
+    "speech-to-image": ("speech-to-text", "image"),
+    "image-to-speech": ("image-to-text", "text-to-speech"),
 }
 # How each task is sampled, found by small sweeps (ours). candidates: so many answers are drawn and
 # the one that fits the prompt best is kept, judged by the network under `rounds` masks.
@@ -59,19 +73,48 @@ DEFAULTS = {
 TEXT_OF_A_PAIR = dict(sampler="entropy", budget=0.0, temperature=0.7)
 
 
+def stages_of(task):
+    """The rows of TASKS that make a task, one or two."""
+    return ACROSS.get(task, (task,))
+
+
+def kinds_of(task):
+    """The kinds of its stages."""
+    return [TASKS[stage][0] for stage in stages_of(task)]
+
+
 def given_members(task):
-    kind, targets = TASKS[task]
+    """What the prompt of a task is."""
+    kind, targets = TASKS[stages_of(task)[0]]
     return [m for m in KINDS[kind] if m not in targets]
 
 
 def settings_for(task, **changes):
-    """Sampler settings of a task, with changes that are not None."""
+    """Sampler settings of a task, of its last stage, with changes that are not None."""
     changes = {name: value for name, value in changes.items() if value is not None}
-    base = DEFAULTS[task]
+    base = DEFAULTS[stages_of(task)[-1]]
     if changes.get("sampler", base["sampler"]) != base["sampler"]:
-        own = ("steps", "grid", *diffusion.SAMPLERS[base["sampler"]].options)
+        own = options_of(base["sampler"])
         base = {name: value for name, value in base.items() if name not in own}
     return {**base, **changes}
+
+
+def options_of(sampler):
+    """What only some samplers take: the options of this one."""
+    sampler = diffusion.SAMPLERS[sampler]
+    return ("steps", "grid") * sampler.grid + sampler.options
+
+
+def check_options(task, changes):
+    """UsageError for an option that only other samplers than the task's have."""
+    sampler = settings_for(task, **changes)["sampler"]
+    own = options_of(sampler)
+    foreign = set().union(*map(options_of, diffusion.SAMPLERS)).difference(own)
+    for name in sorted(foreign):
+        if changes.get(name) is not None:
+            has = ", ".join(map(flag, own)) or "none of its own"
+            raise UsageError(f"{flag(name)} is of another sampler: {task} is sampled by {sampler}, "
+                             f"whose options are {has}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -159,6 +202,14 @@ class Generated:
     film: list          # of (B, L), if recorded
     nfe: float          # evaluations of the network a sample, mean
     seconds: float
+    first: "Generated" = None  # what the first of two stages made
+
+    def after(self, before):
+        """Add the film and the cost of what this was made from."""
+        self.film = before.film + self.film[1:]
+        self.nfe += before.nfe
+        self.seconds += before.seconds
+        return self
 
 
 def codes_of(run, kind, modality, ids):
@@ -225,14 +276,14 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
     """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Generated.
 
     condition: members that guidance leaves out and that the best candidate has to fit. settings:
-    of diffusion.sample. record: keep the film, of all rows at once.
+    of diffusion.sample. record: keep the film. batch: rows that are filled at once.
     """
     began = time.perf_counter()
     targets = targets or KINDS[kind]
     if not condition:
         candidates = 1
-    size = len(ids) if record else max(16, batch // candidates)           # prompts at a time
-    made, calls, film = [], [], []
+    size = max(16, batch // candidates)  # prompts at a time
+    made, calls, films = [], [], []
     for i in range(0, len(ids), size):
         rows = run.rows(ids[i:i + size].repeat_interleave(candidates, 0))
         missing = (rows.ids == MASK) & members_mask(rows, kind, targets)
@@ -248,7 +299,7 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
             nfe = nfe.view(-1, candidates).sum(1) + more
         made.append(x.cpu())
         calls.append(nfe.cpu().float())
-        film = [frame.cpu() for frame in frames]
+        films.append([frame.cpu() for frame in frames])
     ids = torch.cat(made)
     rows = run.stream.describe(ids)
     outputs = {}
@@ -256,7 +307,16 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
         if not ((ids == MASK) & rows.of(kind, modality)).any():
             outputs[modality] = decode(run, modality, codes_of(run, kind, modality, ids))
     nfe = float(torch.cat(calls).mean())
-    return Generated(outputs, ids, film, nfe, time.perf_counter() - began)
+    return Generated(outputs, ids, joined(films), nfe, time.perf_counter() - began)
+
+
+def joined(films):
+    """Films of some rows each -> one of all rows. The last frame of a shorter one stays."""
+    film = []
+    for k in range(max(map(len, films))):
+        frames = [frames[min(k, len(frames) - 1)] for frames in films]
+        film.append(torch.cat(frames))
+    return film
 
 
 def trained_in(run, mode):
@@ -265,34 +325,45 @@ def trained_in(run, mode):
 
 
 def answer(run, task, ids, seed=0, record=False, **changes):
-    """Fill in the masked targets of a task in rows ids (B, L) -> Generated.
+    """Fill in the masked targets of a task in rows ids (B, L), of its first stage -> Generated.
 
     A pair from nothing is drawn by the chain rule: first the text, then what it describes. Our
     choice: drawn together they fit each other less, since few training rows mask both.
     """
+    if task in ACROSS:
+        return across(run, task, ids, seed, record, **changes)
     kind, targets = TASKS[task]
     settings = settings_for(task, **changes)
     given = given_members(task)
-    before = None
     if len(targets) > 1 and trained_in(run, "second"):
-        before = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
-        ids = before.ids
-        targets = targets[:1]
-        given = ["text"]
+        text = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
+        made = fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings)
+        return made.after(text)
     if not given:
         settings["guidance"] = 0.0
-    made = fill(run, kind, ids, targets, given, seed, record, **settings)
-    if before:
-        made.film = before.film + made.film[1:]
-        made.nfe += before.nfe
-        made.seconds += before.seconds
+    return fill(run, kind, ids, targets, given, seed, record, **settings)
+
+
+def across(run, task, ids, seed, record, **changes):
+    """Answer a task of two stages in rows ids (B, L) of the first one. changes: to the last one."""
+    began = time.perf_counter()
+    first, last = ACROSS[task]
+    told = answer(run, first, ids, seed, record)
+    kind, _ = TASKS[last]
+    rows, nfe = BETWEEN[kind](run, told.outputs["text"])
+    made = answer(run, last, rows, seed, record, **changes)
+    made.first = told
+    made.nfe += told.nfe + nfe
+    made.seconds = time.perf_counter() - began
     return made
 
 
-def check_trained(run, task, kind):
-    if kind not in run.stream.slots:
-        raise UsageError(f"{task}: this run was not trained on {kind}; it knows "
-                         + ", ".join(run.stream.slots))
+def check_trained(run, task, *kinds):
+    """UsageError for kinds that a run does not know."""
+    for kind in kinds:
+        if kind not in run.stream.slots:
+            raise UsageError(f"{task}: this run was not trained on {kind}; it knows "
+                             + ", ".join(run.stream.slots))
 
 
 def drawn_extents(run, at_least, seed):
@@ -331,8 +402,7 @@ def text_rows(run, prompts, length, seed):
 def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
     """Answers to prompts, one a sample: items of the task's given member, or None. Of `text` a
     prompt is a text to go on from, or None. length: tokens of a text -> Generated."""
-    kind, _ = TASKS[task]
-    check_trained(run, task, kind)
+    kind = kinds_of(task)[0]
     if kind == "text":
         ids = text_rows(run, prompts, length, seed)
     else:
@@ -353,9 +423,12 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
 def share_of(run, modality, first, last, count):
     """The share first..last of an item's `count` codes, (count,) bool; a picture keeps its
     palette."""
-    keep = run.tokenizers["image"].config.colours if modality == "image" else 0
+    keep = 0
+    if modality == "image":
+        keep = run.tokenizers["image"].config.colours
+    free = count - keep
     where = np.zeros(count, bool)
-    where[keep + int(first * (count - keep)):keep + int(last * (count - keep))] = True
+    where[keep + int(first * free):keep + int(last * free)] = True
     return where
 
 
@@ -372,15 +445,12 @@ def punch(run, kind, ids, modality, where=None):
     return ids
 
 
-def infill_text(run, text, tokens, n, seed, changes):
+def infill_text(run, text, tokens, n, seed, changes, record=False):
     """Fill the holes `___` of a text, `tokens` tokens each, n times."""
-    check_trained(run, "infill", "text")
-    encoded = run.tokenizers["text"].encode(re.split(" ?___", text))  # tokens hold their space
-    codes = [run.stream.to_ids("text", part) for part in encoded]
-    ids = [codes[0]]
-    for part in codes[1:]:
-        ids += [np.full(tokens, MASK), part]
-    ids = np.concatenate(ids)
+    ids = []
+    for codes in run.tokenizers["text"].encode(re.split(" ?___", text)):  # tokens hold their space
+        ids += [np.full(tokens, MASK), run.stream.to_ids("text", codes)]
+    ids = np.concatenate(ids[1:])  # no hole before the first part
     longest = run.stream.slots["text"][0]
     if len(ids) >= longest:
         raise UsageError(f"infill: {len(ids)} tokens do not fit into {longest}: shorten the text")
@@ -388,30 +458,27 @@ def infill_text(run, text, tokens, n, seed, changes):
     document = run.stream.document("text", [[]], [extent])
     document[HEAD:HEAD + len(ids)] = ids
     rows = data.stacked([document] * n)
-    return fill(run, "text", rows, seed=seed, **settings_for("text", **changes))
+    settings = settings_for("text", **changes)
+    return fill(run, "text", rows, seed=seed, record=record, **settings)
 
 
-def infill_file(run, modality, sample, share, caption, n, seed, changes):
+def infill_file(run, modality, sample, share, caption, n, seed, changes, record=False):
     """Fill the share (first, last) of a picture's or clip's codes, n times. A text that is not
     given is read off what comes out."""
-    kind = next(kind for kind, members in KINDS.items() if members[0] == modality)
-    check_trained(run, "infill", kind)
+    kind, _ = TASKS[f"text-to-{modality}"]
     codes = run.tokenizers[modality].encode([sample])[0]
-    text = run.tokenizers["text"].encode([caption])[0] if caption else None
+    text = None
+    if caption:
+        text = run.tokenizers["text"].encode([caption])[0]
     rows = data.stacked([run.stream.document(kind, [codes, text])] * n)
     where = share_of(run, modality, *share, len(codes))  # the end of a clip stays
     rows = punch(run, kind, rows, modality, where)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0
-    alone = not caption and trained_in(run, "first")
-    targets = (modality,) if alone else KINDS[kind]
-    made = fill(run, kind, rows, targets, seed=seed, **settings)
-    if not alone:
-        return made
-    read = answer(run, f"{modality}-to-text", made.ids, seed)
-    read.nfe += made.nfe
-    read.seconds += made.seconds
-    return read
+    if caption or not trained_in(run, "first"):
+        return fill(run, kind, rows, KINDS[kind], seed=seed, record=record, **settings)
+    made = fill(run, kind, rows, (modality,), seed=seed, record=record, **settings)
+    return answer(run, f"{modality}-to-text", made.ids, seed, record).after(made)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -445,9 +512,13 @@ def contact_sheet(pictures, columns=10, zoom=3):
     """Pictures, uint8 (H, W, C), in reading order, `zoom` times as large, as one picture."""
     columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
-    pictures = [*pictures, *[blank] * (-len(pictures) % columns)]
-    rows = [np.concatenate(pictures[i:i + columns], 1) for i in range(0, len(pictures), columns)]
-    return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
+    missing = -len(pictures) % columns
+    pictures = [*pictures, *[blank] * missing]
+    rows = []
+    for i in range(0, len(pictures), columns):
+        rows.append(np.concatenate(pictures[i:i + columns], 1))
+    sheet = np.concatenate(rows)
+    return sheet.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def write_outputs(made, folder, stem):
@@ -492,11 +563,15 @@ SETTINGS = {
 }
 
 
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
 def add_settings(parser):
     group = parser.add_argument_group("sampling (the defaults depend on the task)")
     for name, (kind, text) in SETTINGS.items():
         choices = diffusion.SAMPLERS if name == "sampler" else None
-        group.add_argument("--" + name.replace("_", "-"), type=kind, choices=choices, help=text)
+        group.add_argument(flag(name), type=kind, choices=choices, help=text)
 
 
 def read_prompt(run, modality, prompt):
@@ -537,58 +612,83 @@ def infill(run, args, changes):
     if "___" in prompt:
         if args.caption:
             raise UsageError("--caption is of a picture or a clip, not of a text")
+        check_trained(run, "infill", "text")
+        check_options("text", changes)
         tokens = hole_tokens(args.hole or "2")
-        return infill_text(run, prompt, tokens, n, args.seed, changes)
+        return infill_text(run, prompt, tokens, n, args.seed, changes, args.watch)
     if not Path(prompt).exists():
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
+    check_trained(run, "infill", TASKS[f"text-to-{modality}"][0])
+    check_options(f"text-to-{modality}", changes)
     sample = read_prompt(run, modality, prompt)
     share = hole_share(args.hole or "0.5:1")
-    return infill_file(run, modality, sample, share, args.caption, n, args.seed, changes)
+    return infill_file(run, modality, sample, share, args.caption, n, args.seed, changes,
+                       args.watch)
+
+
+def add_run(parser):
+    """The flags of all scripts that ask a run."""
+    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
+    parser.add_argument("--seed", type=number(int, 0, 10 ** 9), default=0, help="which samples (0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
 def parse():
     parser = files.Parser(description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=[*TASKS, "infill"])
+    parser.add_argument("task", choices=[*TASKS, *ACROSS, "infill"])
     parser.add_argument("prompt", nargs="*", help="quoted texts, or files of pictures or clips")
-    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
+    add_run(parser)
     parser.add_argument("--out", default="out", help="folder for what is generated (out)")
     parser.add_argument("--n", type=number(int, 1), help="samples for each prompt (1)")
-    parser.add_argument("--seed", type=number(int, 0, 10 ** 9), default=0, help="which samples (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--length", type=number(int, 1), help="text: its tokens")
     parser.add_argument("--hole", help="infill: tokens of ___ (2), or FROM:TO of a file (0.5:1)")
     parser.add_argument("--caption", help="infill: what the picture shows or the clip says")
+    parser.add_argument("--watch", action="store_true",
+                        help="then show how the masks became tokens, a film of each sample")
     add_settings(parser)
     args = parser.parse_intermixed_args()  # flags may stand before the prompt
     changes = {name: getattr(args, name) for name in SETTINGS}
-    given = given_members(args.task) if args.task in TASKS else ["text"]
+    given = ["text"]  # of infill
+    if args.task != "infill":
+        check_options(args.task, changes)
+        given = given_members(args.task)
     if given and not any(prompt.strip() for prompt in args.prompt):
         raise UsageError(f"{args.task} needs a prompt: a {given[0]}")
-    if args.task in ("image", "speech") and args.prompt:
+    if not given and args.prompt and args.task != "text":
         raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out")
-    for flag, task in (("length", "text"), ("hole", "infill"), ("caption", "infill")):
-        if getattr(args, flag) and args.task != task:
-            raise UsageError(f"--{flag} is of the task {task}, not of {args.task}")
+    for name, task in (("length", "text"), ("hole", "infill"), ("caption", "infill")):
+        if getattr(args, name) and args.task != task:
+            raise UsageError(f"--{name} is of the task {task}, not of {args.task}")
     return args, changes
+
+
+def generated(run, args, changes):
+    """The command of a task."""
+    check_trained(run, args.task, *kinds_of(args.task))
+    modality = next(iter(given_members(args.task)), "text")
+    prompts = []
+    for prompt in args.prompt or [""]:
+        prompts += [read_prompt(run, modality, prompt)] * (args.n or 1)
+    return generate(run, args.task, prompts, args.watch, args.seed, args.length, **changes)
 
 
 def main():
     args, changes = parse()
     run = load_run(args.run, files.pick_device(args.device))
-    if args.task == "infill":
-        made = infill(run, args, changes)
-    else:
-        modality = next(iter(given_members(args.task)), "text")
-        prompts = [read_prompt(run, modality, prompt) for prompt in args.prompt or [""]]
-        prompts = [prompt for prompt in prompts for _ in range(args.n or 1)]
-        made = generate(run, args.task, prompts, seed=args.seed, length=args.length, **changes)
+    command = infill if args.task == "infill" else generated
+    made = command(run, args, changes)
     paths = write_outputs(made, Path(args.out), f"{args.task}-{args.seed}")
-    for text in made.outputs.get("text", []):
-        print(files.printable(text))
-    print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote "
-          + ", ".join(files.quoted(path) for path in paths))
+    stages = [stage for stage in (made.first, made) if stage]
+    for row in range(len(made.ids)):
+        if args.watch:
+            for stage in stages:
+                watch.replay(run, [ids[row] for ids in stage.film])
+        texts = [stage.outputs["text"][row] for stage in stages]
+        print(files.printable(" -> ".join(texts)))
+    wrote = ", ".join(map(files.quoted, paths))
+    print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {wrote}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sample
 from data import MASK
 from tools import page
 
+TASKS = (*sample.TASKS, *sample.ACROSS)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((name for name in BROWSERS if shutil.which(name)), None)
 
@@ -44,8 +45,8 @@ def test_the_page_needs_nothing_from_elsewhere(written):
 def test_every_task_is_shown_with_its_stages(written):
     sections = written.split("<section class=task>")[1:]
     assert [s.split("<button>")[0] for s in sections] == \
-        [f"<h3>{task.replace('-', ' ')}" for task in sample.TASKS]
-    for task, section in zip(sample.TASKS, sections):
+        [f"<h3>{task.replace('-', ' ')}" for task in TASKS]
+    for task, section in zip(TASKS, sections):
         cards = section.split("<article")[1:]
         assert 1 <= len(cards) <= page.SAMPLES
         for card in cards:
@@ -58,6 +59,7 @@ def test_every_task_is_shown_with_its_stages(written):
 
 def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "TASKS", {"text-to-image": sample.TASKS["text-to-image"]})
+    monkeypatch.setattr(page, "ACROSS", {})
     folder = tmp_path / "<script>alert(1)<" / "script>"
     shutil.copytree(toy.folder, folder)
     run = sample.load_run(folder, torch.device("cpu"))

@@ -188,10 +188,11 @@ def test_misspelt_and_foreign_options_are_refused(changes, toy):
 
 def test_tasks_that_a_run_does_not_know_are_refused(toy, monkeypatch):
     monkeypatch.delitem(toy.stream.slots, "image-text")
-    with pytest.raises(files.UsageError, match="image: .* not trained on image-text; it knows"):
-        sample.generate(toy, "image", [None])
-    with pytest.raises(files.UsageError, match="infill: .* not trained on image-text"):
-        sample.infill_file(toy, "image", None, (0, 1), None, 1, 0, {})
+    monkeypatch.setattr(sample, "load_run", lambda *given: toy)
+    for command in (["image"], ["image-to-text", "no.png"], ["infill", __file__]):
+        status, errors = told(sample.main, *command)
+        assert status == 2 and errors.count("\n") == 1
+        assert f"{command[0]}: this run was not trained on image-text; it knows text, " in errors
 
 
 # ---- Texts.
@@ -351,6 +352,21 @@ def test_two_prompts_and_control_characters(toy, tmp_path):
     printed = call(sample.main, "text-to-speech", "two", "a\x1b[2J", "--run", toy.folder, "--out",
                    tmp_path, "--steps", 1)
     assert printed.splitlines()[:2] == ["two", "a\\x1b[2J"]
-    status, errors = told(sample.main, "text-to-speech", "two", "--run", toy.folder, "--out",
-                          tmp_path, "--eta", 0.5)
-    assert status == 1 and "eta" in errors and errors.count("\n") == 1
+
+
+def test_options_of_other_samplers_are_refused_before_anything_is_read():
+    confidence = "sampled by confidence, whose options are --steps, --grid, --choice-temperature\n"
+    for command, wanted in (
+            (["image", "--budget", 1], "--budget is of another sampler: image is " + confidence),
+            (["text-to-speech", "two", "--eta", 0], "--eta is of another sampler: "),
+            (["text", "--steps", 3], "text is sampled by entropy, whose options are --budget, --b"),
+            (["image", "--sampler", "first-hitting", "--steps", 3], "options are none of its own")):
+        status, errors = told(sample.main, *command, "--run", "nowhere")
+        assert status == 2 and wanted in errors and errors.count("\n") == 1
+    sample.check_options("image", {"sampler": "entropy", "budget": 1.0, "steps": None})
+
+
+def test_options_of_other_samplers_are_refused_where_a_hole_is_filled(toy):
+    for prompt, name in (("a ___", "text is"), (__file__, "text-to-image is")):
+        status, errors = told(sample.main, "infill", prompt, "--run", toy.folder, "--eta", 0.5)
+        assert status == 2 and f"--eta is of another sampler: {name} sampled by" in errors

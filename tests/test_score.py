@@ -12,7 +12,7 @@ import data
 import files
 import sample
 from data import HEAD, KINDS, MASK
-from sample import TASKS
+from sample import ACROSS, TASKS
 from sources import toyworld
 from tools import score
 
@@ -146,7 +146,7 @@ def cells(toy):
 
 
 def test_right_answers_are_judged_right_and_others_wrong(cells):
-    assert set(cells) == set(TASKS)
+    assert set(cells) == {*TASKS, *ACROSS}
     for name, cell in cells["image-to-text"].items():
         captions = cells["text-to-image"][name].prompts
         pictures = cell.prompts
@@ -253,12 +253,12 @@ def test_all_or_none_are_told_as_such(trained):
 
 def test_scores_of_a_run_are_whole(trained):
     scores = files.read_json(trained[0] / "scores.json")
-    assert set(scores) == {*TASKS, "tokenizers", "bound"} and len(scores["bound"]) == 7
-    for task in TASKS:
+    assert set(scores) == {*TASKS, *ACROSS, "tokenizers", "bound"} and len(scores["bound"]) == 7
+    for task in (*TASKS, *ACROSS):
         result = scores[task]
         assert 0 <= result["accuracy"] <= 1 and result["nfe"] > 0 and result["seconds"] > 0
         assert all(cell["n"] == 2 for cell in result["cells"].values())
-        assert 0 < result["diversity"]["distinct"] <= 1
+    assert all(0 < scores[task]["diversity"]["distinct"] <= 1 for task in TASKS)
     assert scores["text-to-image"]["n"] == 4 and len(scores["text-to-image"]["cells"]) == 4
     for result in scores["tokenizers"].values():
         assert 0 <= result["tokens"][0] <= result["true"][0] == 1
@@ -274,3 +274,5 @@ def test_tasks_are_scored_alone_and_under_other_settings(toy, tmp_path):
     assert score.table(scores) in printed and "bound" not in printed
     with pytest.raises(files.UsageError, match="infill: this run is judged on text, text-to-image"):
         score.score(toy, 2, tasks=("infill",))
+    with pytest.raises(files.UsageError, match="--budget is of another sampler: text-to-image is"):
+        score.score(toy, 2, budget=1.0)

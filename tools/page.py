@@ -16,13 +16,13 @@ import diffusion
 import files
 import sample
 from data import KINDS, MASK
-from sample import TASKS
+from sample import ACROSS, TASKS
 from tools import score
+from tools.masked import GREY, masked_clip, masked_picture, pieces  # GREY: for film.py
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SAMPLES = 3  # of each task
 STAGES = 6   # of each sample
-GREY = 187   # of what is masked
 
 
 def escaped(text):
@@ -40,93 +40,7 @@ def inline(kind, content):
 
 
 # ------------------------------------------------------------------------------------------------
-# What the ids of a member look like, masked or not.
-
-
-def greyed(pixels, masked):
-    """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into grey."""
-    height = pixels.shape[0] // masked.shape[0]
-    width = pixels.shape[1] // masked.shape[1]
-    share = masked.repeat(height, 0).repeat(width, 1)[:, :, None]         # (H, W, 1)
-    return pixels * (1 - share) + GREY * share
-
-
-def rgba(pixels, visible):
-    """Pixels (H, W, 1 or 3) in 0..255 -> uint8 (H, W, 4). visible: (H, 1) or (W,) bool."""
-    shown = np.empty((*pixels.shape[:2], 4), np.uint8)
-    shown[:, :, :3] = pixels.round()
-    shown[:, :, 3] = 255 * visible
-    return shown
-
-
-def masked_picture(run, ids):
-    """Ids of a picture (slot,) -> uint8 (4 + H, W, 4): it under a strip of its colours."""
-    tokenizer = run.tokenizers["image"]
-    masked = ids == MASK
-    codes = (ids - run.stream.start["image"]).astype(np.int32)
-    codes[masked] = 0
-    count = tokenizer.config.colours
-    palette = tokenizer.colours_of(codes[:count]).copy()                  # (K, C)
-    palette[masked[:count]] = GREY
-    pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
-    pixels = greyed(pixels, masked[count:].reshape(tokenizer.config.grid))
-    width = pixels.shape[1]
-    strip = palette[np.arange(width) * count // width]                    # (W, C)
-    pixels = np.concatenate(([strip] * 4, pixels))
-    gap = np.arange(len(pixels)) == 3
-    return rgba(pixels, ~gap[:, None])
-
-
-HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
-    (0.00, 8, 8, 30),
-    (0.35, 80, 30, 130),
-    (0.70, 235, 110, 70),
-    (1.00, 255, 250, 200),
-])
-
-
-def spectrogram(magnitudes):
-    """Magnitudes (bins, T) -> (H, T, 3): up to 5 kHz over 60 dB, a column of pixels a frame."""
-    decibels = 20 * np.log10(magnitudes[:320:4].clip(1e-5))
-    loudness = (1 + (decibels - decibels.max()) / 60).clip(0)
-    channels = [np.interp(loudness, HEAT[:, 0], stops) for stops in HEAT.T[1:]]
-    return np.dstack(channels)[::-1]
-
-
-def masked_clip(run, ids):
-    """Ids of a clip (slot,) -> uint8 (H, T, 4): its spectrogram, nothing behind its end."""
-    groups, size = run.stream.codes["speech"]
-    masked = ids == MASK
-    codes = ids - run.stream.ranges("speech", np.arange(len(ids)))[0]
-    codes[masked] = 0
-    over = np.logical_or.accumulate(codes >= size)
-    codes[over] = 0
-    magnitudes = run.tokenizers["speech"].magnitudes([codes.astype(np.int32)])[0]  # (bins, T)
-    pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
-    pixels = greyed(pixels, masked.reshape(1, -1, groups).mean(2))
-    frames = pixels.shape[1] * groups // len(ids)  # of a step
-    return rgba(pixels, ~over[groups - 1::groups].repeat(frames))
-
-
-def pieces(run, ids, sure):
-    """Ids of a text (slot,) and the probability of each -> [(string, or None for a mask;
-    probability)] up to its end. Tokens that share a character are one piece."""
-    codes = np.where(ids == MASK, -1, ids - run.stream.start["text"])
-    ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
-    if len(ends):
-        codes = codes[:ends[0]]
-    found = []
-    first = 0
-    for last, code in enumerate(codes, 1):
-        text = None
-        if code >= 0:
-            text = run.tokenizers["text"].decode([codes[first:last]])[0]
-            goes_on = last < len(codes) and codes[last] >= 0
-            if goes_on and text.endswith("\ufffd"):  # in the middle of a character
-                continue
-        found.append((text, sure[first:last].min()))
-        first = last
-    return found
+# Members, masked or not, as HTML.
 
 
 def show_text(run, ids, sure):
@@ -190,49 +104,55 @@ def stages(film, row):
     return np.unique(at)
 
 
-def card(run, task, film, sure, truth, row):
-    """A sample's film as HTML: the prompt, stages, the answer, the held-out original."""
-    kind, targets = TASKS[task]
+def show_members(run, kind, modalities, ids, sure):
+    """Members of a document ids (L,) as HTML."""
+    rows = run.stream.describe(ids[None])
+    shown = ""
+    for modality in modalities:
+        at = rows.of(kind, modality)[0]
+        shown += SHOW[modality](run, ids[at].numpy(), sure[at].numpy())
+    if len(modalities) > 1:
+        return f"<div class=pair>{shown}</div>"
+    return shown
+
+
+def card(run, task, made, sure, truth, row):
+    """A sample's film as HTML: the prompt, the text between two stages, frames, the answer, the
+    held-out original."""
+    parts = sample.stages_of(task)
     given = sample.given_members(task)
-    rows = run.stream.describe(truth)
-
-    def show(modalities, ids, sure):
-        shown = ""
-        for modality in modalities:
-            at = rows.of(kind, modality)[row]
-            shown += SHOW[modality](run, ids[row][at].numpy(), sure[row][at].numpy())
-        if len(modalities) > 1:
-            return f"<div class=pair>{shown}</div>"
-        return shown
-
-    frames = [show(targets, film[i], sure[i]) for i in stages(film, row)]
+    kind, targets = TASKS[parts[-1]]
+    frames = [show_members(run, kind, targets, made.film[i][row], sure[i][row])
+              for i in stages(made.film, row)]
     strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
     if given:
-        prompt = show(given, truth, sure[0])
-        original = show(targets, truth, sure[0])
+        kind, targets = TASKS[parts[0]]
+        certain = torch.ones(truth.shape[1])
+        prompt = show_members(run, kind, given, truth[row], certain)
+        if made.first:
+            prompt += show_members(run, kind, targets, made.first.ids[row], certain)
+        original = show_members(run, kind, targets, truth[row], certain)
         shown = f"<div class=prompt>{prompt}</div>{shown}<div class=truth>original {original}</div>"
     return f"<article class=card>{shown}</article>"
 
 
 def task_films(run, task, seed):
     """A task's films as HTML: answers to the first held-out prompts."""
-    kind, targets = TASKS[task]
+    kind, targets = TASKS[sample.stages_of(task)[0]]
     truth = data.stacked(run.documents[kind][1].first(SAMPLES))           # (B, L)
     ids = truth
     for modality in targets:
         ids = sample.punch(run, kind, ids, modality)
     made = sample.answer(run, task, ids, seed, record=True)
     sure = sureness(run, made.film)
-    cards = ""
-    for row in range(len(truth)):
-        cards += card(run, task, made.film, sure, truth, row)
+    cards = [card(run, task, made, sure, truth, row) for row in range(len(truth))]
     settings = [f"{name} {value}" for name, value in sample.settings_for(task).items()]
     settings = ", ".join(settings)
     return f"""<section class=task><h3>{title(task)}<button>&#9654; play</button></h3>
 <p class=soft>{made.nfe:.0f} evaluations of the network a sample: {settings}</p>
-<div class=cards>{cards}</div></section>"""
+<div class=cards>{"".join(cards)}</div></section>"""
 
 
 def films(run, seed):
@@ -241,9 +161,10 @@ def films(run, seed):
 <p class=soft>Each strip leads from masks, which are grey, to an answer. The prompts are the first
 {SAMPLES} held-out items, the samples those of seed {seed}. None was chosen. Orange: the network
 gave a word a low probability when it wrote it. The bar above a picture is its palette. Of several
-candidates one sees the one that the network keeps.</p>"""]
-    for task, (kind, _) in TASKS.items():
-        if kind in run.stream.slots:
+candidates one sees the one that the network keeps. Between speech and pictures the text that leads
+from one to the other stands under the prompt.</p>"""]
+    for task in (*TASKS, *ACROSS):
+        if set(sample.kinds_of(task)) <= set(run.stream.slots):
             parts.append(task_films(run, task, seed))
     return "\n".join(parts)
 
@@ -269,7 +190,7 @@ def bars(scores):
         return name.removeprefix("un").removeprefix("seen")
 
     parts = []
-    for task in [task for task in TASKS if task in scores]:
+    for task in [task for task in (*TASKS, *ACROSS) if task in scores]:
         cells = scores[task]["cells"]
         shown = [bar(name, cells[name]) for name in sorted(cells, key=group)]
         parts.append(f"<div><h3>{title(task)}</h3>{''.join(shown)}</div>")
@@ -376,10 +297,7 @@ def write(folder, run=None, seed=0):
 def main():
     parser = files.Parser(description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
-    parser.add_argument("--seed", type=files.number(int, 0, 10 ** 9), default=0,
-                        help="which samples (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sample.add_run(parser)
     args = parser.parse_args()
     run = sample.load_run(args.run, files.pick_device(args.device))
     print(write(run.folder, run, args.seed))

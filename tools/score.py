@@ -4,8 +4,8 @@
     python -m tools.score text-to-image --guidance 2       these tasks alone, sampled otherwise
 """
 import argparse
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable
 
 import numpy as np
@@ -17,10 +17,11 @@ import diffusion
 import files
 import sample
 from data import HEAD, KINDS, MASK, MODALITIES, ROUND
-from sample import TASKS
+from sample import ACROSS, TASKS
 from sources import judges, speechjudge, toyspeech, toyworld
 
 SEED = 1_000_003  # of the questions and of the samples
+SPLITS = {"seen": 0, "unseen": 10}  # what each adds to the seed
 
 # ------------------------------------------------------------------------------------------------
 # The toy world's questions and judges. A judge gets the outputs of the samples and returns
@@ -35,15 +36,30 @@ class Cell:
 
 
 def judge_pictures(scenes, outputs):
-    return judges.judge_scenes(judges.read_pictures(np.stack(outputs["image"])), scenes)
+    read = judges.read_pictures(np.stack(outputs["image"]))
+    return judges.judge_scenes(read, scenes)
 
 
 def judge_captions(scenes, outputs):
-    return judges.judge_scenes([judges.parse_caption(t) for t in outputs["text"]], scenes)
+    read = [judges.parse_caption(text) for text in outputs["text"]]
+    return judges.judge_scenes(read, scenes)
+
+
+def judge_things(scenes, outputs):
+    """As `judge_pictures`, on any ground: speech says none."""
+    read = judges.read_pictures(np.stack(outputs["image"]))
+    wanted = []
+    for scene, found in zip(scenes, read):
+        ground = found.background if found else scene.background
+        wanted.append(replace(scene, background=ground))
+    marks = judges.judge_scenes(read, wanted)
+    marks["background"] = np.full(len(scenes), np.nan)
+    return marks
 
 
 def judge_own_captions(outputs):
-    return judge_pictures([judges.parse_caption(t) for t in outputs["text"]], outputs)
+    scenes = [judges.parse_caption(text) for text in outputs["text"]]
+    return judge_pictures(scenes, outputs)
 
 
 def judge_words(phrases, texts):
@@ -70,96 +86,122 @@ def judge_own_text(outputs):
 
 def judge_passages(outputs):
     texts = outputs["text"]
+    n = len(texts)
     marks = judges.judge_passages(texts)
-    distinct = np.full(len(texts), len(set(texts)) / len(texts))
-    forms = np.full(len(texts), judges.variety(texts))
-    return {"all": marks["grammatical"], **marks, "distinct": distinct, "forms": forms}
+    marks["all"] = marks["grammatical"]
+    marks["distinct"] = np.full(n, len(set(texts)) / n)
+    marks["forms"] = np.full(n, judges.variety(texts))
+    return marks
 
 
 def fresh_pictures(run, scenes, seed, tries=40):
     """Pictures of scenes whose tokens no training picture has -> pictures, and how many are left
     that do after so many tries."""
-    known = set()
     documents = run.documents["image-text"][0]
     count = run.stream.slots["image-text"][0]
-    for i in range(len(documents)):
-        codes = documents[i][HEAD:HEAD + count] - run.stream.start["image"]
-        known.add(codes.astype(np.int32).tobytes())
+    learnt = documents.ids.reshape(len(documents), -1)  # pairs have one size
+    known = {tuple(ids) for ids in learnt[:, HEAD:HEAD + count]}
     pictures = toyworld.draw(scenes, seed)
     stale = np.arange(len(scenes))
     for attempt in range(1, tries + 1):
         codes = run.tokenizers["image"].encode(list(pictures[stale]))
-        stale = stale[[c.tobytes() in known for c in codes]]
+        ids = [run.stream.to_ids("image", c) for c in codes]
+        stale = stale[[tuple(picture) in known for picture in ids]]
         if not len(stale) or attempt == tries:
             break
-        pictures[stale] = toyworld.draw([scenes[i] for i in stale], seed + 7919 * attempt)
+        again = [scenes[i] for i in stale]
+        pictures[stale] = toyworld.draw(again, seed + 7919 * attempt)
     return list(pictures), len(stale)
 
 
 def picture_cells(run, n, seed):
-    """{task: {cell: Cell}} of pictures and their captions."""
-    drawn, told = {}, {}
-    for i, split in enumerate(("seen", "unseen")):
+    """(task, name, Cell) of pictures and their captions."""
+    for split, first in SPLITS.items():
         for things, name in ((1, "one thing"), (2, "two things")):
-            at = seed + 10 * i + things - 1
+            at = seed + first + things - 1
             scenes = toyworld.scenes(n, at, split, things)
             captions = [toyworld.caption(scene) for scene in scenes]
             pictures, stale = fresh_pictures(run, scenes, at)
-            note = f"{stale} of {n} pictures have the tokens of a training picture"
+            note = ""
+            if stale:
+                note = f"{stale} of {n} pictures have the tokens of a training picture"
             cell = f"{split}, {name}"
-            drawn[cell] = Cell(captions, functools.partial(judge_pictures, scenes))
-            told[cell] = Cell(pictures, functools.partial(judge_captions, scenes),
-                              note if stale else "")
-    own = {"its own caption": Cell([None] * n, judge_own_captions)}
-    return {"text-to-image": drawn, "image-to-text": told, "image": own}
+            yield "text-to-image", cell, Cell(captions, partial(judge_pictures, scenes))
+            yield "image-to-text", cell, Cell(pictures, partial(judge_captions, scenes), note)
+    yield "image", "its own caption", Cell([None] * n, judge_own_captions)
 
 
 def speech_cells(run, n, seed):
-    """{task: {cell: Cell}} of clips and their transcripts."""
-    said, heard = {}, {}
-    few = sum(map(len, toyspeech.all_phrases("seen")))
+    """(task, name, Cell) of clips and their transcripts."""
+    things, numbers = toyspeech.all_phrases("seen")
+    few = len(things) + len(numbers)
     notes = {"seen": f"all {few} phrases are in the training, in other utterances", "unseen": ""}
-    for i, split in enumerate(("seen", "unseen")):
-        phrases = toyspeech.phrases(n, seed + 10 * i, split)
-        waves = toyspeech.speak(phrases, seed + 10 * i)
-        said[split] = Cell(phrases, functools.partial(judge_speech, phrases), notes[split])
-        heard[split] = Cell(waves, functools.partial(judge_transcripts, phrases), notes[split])
-    own = {"its own text": Cell([None] * n, judge_own_text)}
-    return {"text-to-speech": said, "speech-to-text": heard, "speech": own}
+    for split, first in SPLITS.items():
+        phrases = toyspeech.phrases(n, seed + first, split)
+        waves = toyspeech.speak(phrases, seed + first)
+        note = notes[split]
+        yield "text-to-speech", split, Cell(phrases, partial(judge_speech, phrases), note)
+        yield "speech-to-text", split, Cell(waves, partial(judge_transcripts, phrases), note)
+    yield "speech", "its own text", Cell([None] * n, judge_own_text)
+
+
+def across_cells(run, n, seed):
+    """(task, name, Cell) of phrases that are heard and drawn, and of things seen and named."""
+    for split, first in SPLITS.items():
+        at = seed + first + 5
+        scenes = toyworld.scenes(n, at, split, things=1)
+        phrases = [toyworld.noun_phrase(scene.things[0]) for scene in scenes]
+        waves = toyspeech.speak(phrases, at)
+        pictures, _ = fresh_pictures(run, scenes, at)
+        yield "speech-to-image", split, Cell(waves, partial(judge_things, scenes))
+        yield "image-to-speech", split, Cell(pictures, partial(judge_speech, phrases))
 
 
 def text_cells(run, n, seed):
-    return {"text": {"passages": Cell([None] * n, judge_passages)}}
+    yield "text", "passages", Cell([None] * n, judge_passages)
 
 
-TOY_CELLS = {"text": text_cells, "image-text": picture_cells, "speech-text": speech_cells}
+TOY_CELLS = {
+    ("text",): text_cells,
+    ("image-text",): picture_cells,
+    ("speech-text",): speech_cells,
+    ("image-text", "speech-text"): across_cells,
+}
 
 
 def toy_cells(run, n, seed):
-    """{task: {cell: Cell}} of the kinds that the run knows."""
+    """{task: {name: Cell}} of the kinds that the run knows."""
     cells = {}
-    for kind in run.stream.slots:
-        cells |= TOY_CELLS[kind](run, n, seed)
+    for kinds, make in TOY_CELLS.items():
+        if set(kinds) <= set(run.stream.slots):
+            for task, name, cell in make(run, n, seed):
+                cells.setdefault(task, {})[name] = cell
     return cells
 
 
 def judge_held_out(truth, outputs):
     """Words right, or characters where the truth has no blanks, and texts exactly right."""
-    unit = str.split if any(" " in text for text in truth) else list
-    pairs = list(zip(outputs["text"], truth))
-    right = [speechjudge.word_accuracy(unit(said), unit(wanted)) for said, wanted in pairs]
-    return {"all": np.array(right), "exact": np.array([a == b for a, b in pairs])}
+    blanks = any(" " in text for text in truth)
+    split = str.split if blanks else list
+    right = []
+    exact = []
+    for said, wanted in zip(outputs["text"], truth):
+        right.append(speechjudge.word_accuracy(split(said), split(wanted)))
+        exact.append(said == wanted)
+    return {"all": np.array(right), "exact": np.array(exact)}
 
 
 def own_cells(run, n):
     """One's own data have no judge: captions and transcripts of held-out items are compared."""
     cells = {}
     for task, (kind, targets) in TASKS.items():
-        if targets == ("text",) and kind in run.stream.slots and kind != "text":
-            ids = data.stacked(run.documents[kind][1].first(n))
-            truth = sample.decode(run, "text", sample.codes_of(run, kind, "text", ids))
-            rows = sample.punch(run, kind, ids, "text")
-            cells[task] = {"held out": Cell(rows, functools.partial(judge_held_out, truth))}
+        if kind == "text" or kind not in run.stream.slots or targets != ("text",):
+            continue
+        ids = data.stacked(run.documents[kind][1].first(n))
+        codes = sample.codes_of(run, kind, "text", ids)
+        truth = sample.decode(run, "text", codes)
+        rows = sample.punch(run, kind, ids, "text")
+        cells[task] = {"held out": Cell(rows, partial(judge_held_out, truth))}
     return cells
 
 
@@ -177,9 +219,8 @@ def mean_and_error(values):
 
 
 def answers(run, task, prompts, seed, changes):
-    if torch.is_tensor(prompts):
-        return sample.answer(run, task, prompts, seed, **changes)
-    return sample.generate(run, task, prompts, seed=seed, **changes)
+    ask = sample.answer if torch.is_tensor(prompts) else sample.generate
+    return ask(run, task, prompts, seed=seed, **changes)
 
 
 def marks(cell, outputs):
@@ -198,17 +239,21 @@ def marks(cell, outputs):
 def diversity(run, task, prompts, seed, changes, repeats=8):
     """How much samples of one prompt differ: the share of different rows among `repeats`, and the
     entropy of the tokens at a position, nats, summed over positions; means over eight prompts."""
+    again = [prompt for prompt in prompts[:8] for _ in range(repeats)]
     if torch.is_tensor(prompts):
-        again = prompts[:8].repeat_interleave(repeats, 0)
-    else:
-        again = [prompt for prompt in prompts[:8] for _ in range(repeats)]
+        again = torch.stack(again)
     ids = answers(run, task, again, seed, changes).ids.numpy()
     groups = ids.reshape(-1, repeats, ids.shape[1])                       # (P, R, L)
-    alike = (groups[:, :, None] == groups[:, None]).sum(2)                # (P, R, L)
-    distinct = [len(np.unique(group, axis=0)) / repeats for group in groups]
-    entropy = np.log(repeats / alike).mean(1).sum(1)                      # (P,)
-    return {"prompts": len(groups), "samples": repeats, "distinct": float(np.mean(distinct)),
-            "entropy": float(entropy.mean())}
+    distinct = [len(np.unique(group, axis=0)) for group in groups]
+    alike = groups[:, :, None] == groups[:, None]                         # (P, R, R, L)
+    p = alike.mean(2)                                                     # (P, R, L)
+    entropy = -np.log(p).mean(1).sum(1)                                   # (P,)
+    return {
+        "prompts": len(groups),
+        "samples": repeats,
+        "distinct": float(np.mean(distinct)) / repeats,
+        "entropy": float(entropy.mean()),
+    }
 
 
 def score_task(run, task, cells, seed, changes):
@@ -216,18 +261,26 @@ def score_task(run, task, cells, seed, changes):
 
     accuracy, stderr and n are those of the cells that are not of unseen things.
     """
-    result = {"nfe": 0.0, "seconds": 0.0, "cells": {}}
+    judged = {}
+    nfe = []
+    seconds = 0.0
     for name, cell in tqdm(cells.items(), desc=f"scoring {task}", leave=False):
         made = answers(run, task, cell.prompts, seed, changes)
-        result["cells"][name] = marks(cell, made.outputs)
-        result["nfe"] += made.nfe / len(cells)
-        result["seconds"] += made.seconds
-    seen = [c for name, c in result["cells"].items() if not name.startswith("unseen")]
-    result["n"] = sum(cell["n"] for cell in seen)
-    shares = np.array([cell["n"] for cell in seen]) / result["n"]
-    result["accuracy"] = float(shares @ [cell["all"] for cell in seen])
-    result["stderr"] = float(np.linalg.norm(shares * [cell["all_stderr"] for cell in seen]))
-    return result
+        judged[name] = marks(cell, made.outputs)
+        nfe.append(made.nfe)
+        seconds += made.seconds
+    seen = [cell for name, cell in judged.items() if not name.startswith("unseen")]
+    n = np.array([cell["n"] for cell in seen])
+    right = np.array([cell["all"] for cell in seen])
+    errors = np.array([cell["all_stderr"] for cell in seen])
+    return {
+        "nfe": float(np.mean(nfe)),
+        "seconds": seconds,
+        "n": int(n.sum()),
+        "accuracy": float(n @ right / n.sum()),
+        "stderr": float(np.linalg.norm(n * errors) / n.sum()),
+        "cells": judged,
+    }
 
 
 def reconstructions(run, n, seed):
@@ -235,37 +288,45 @@ def reconstructions(run, n, seed):
     them: {modality: {"n", "true": (mean, error), "tokens": (mean, error)}}."""
     scenes = toyworld.scenes(n, seed)
     phrases = toyspeech.phrases(n, seed)
-    true = {"image": (list(toyworld.draw(scenes, seed)), functools.partial(judge_pictures, scenes)),
-            "speech": (toyspeech.speak(phrases, seed), functools.partial(judge_speech, phrases))}
+    true = {
+        "image": (list(toyworld.draw(scenes, seed)), partial(judge_pictures, scenes)),
+        "speech": (toyspeech.speak(phrases, seed), partial(judge_speech, phrases)),
+    }
     out = {}
     for modality, (samples, judge) in true.items():
         if modality in run.stream.codes:
             codes = run.tokenizers[modality].encode(samples)
             again = sample.decode(run, modality, codes)
+            before = judge({modality: samples})["all"]
+            after = judge({modality: again})["all"]
             out[modality] = {
                 "n": n,
-                "true": mean_and_error(judge({modality: samples})["all"]),
-                "tokens": mean_and_error(judge({modality: again})["all"])}
+                "true": mean_and_error(before),
+                "tokens": mean_and_error(after),
+            }
     return out
 
 
 def score(run, n=200, seed=SEED, tasks=(), **changes):
     """Judge fresh samples of every task, n a cell, and estimate the bound.
 
-    Returns {task: see `score_task`, with "diversity"}, "tokenizers": see `reconstructions`,
-    "bound": see `bounds`; of chosen tasks those alone. changes: to how they are sampled.
+    Returns {task: see `score_task`, of a single stage with "diversity"}, "tokenizers": see
+    `reconstructions`, "bound": see `bounds`; of chosen tasks those alone. changes: to how they are
+    sampled.
     """
     settings = run.config["config"]
     toy = not (settings["text"] or settings["images"] or settings["speech"])
     cells = toy_cells(run, n, seed) if toy else own_cells(run, n)
-    for task in tasks:
+    for task in tasks or cells:
         if task not in cells:
             raise files.UsageError(f"{task}: this run is judged on {', '.join(cells)}")
+        sample.check_options(task, changes)
     out = {}
     for task in tasks or cells:
         out[task] = score_task(run, task, cells[task], seed, changes)
-        prompts = next(iter(cells[task].values())).prompts
-        out[task]["diversity"] = diversity(run, task, prompts, seed + 1, changes)
+        if task in TASKS:
+            prompts = next(iter(cells[task].values())).prompts
+            out[task]["diversity"] = diversity(run, task, prompts, seed + 1, changes)
     if tasks:
         return out
     if toy:
@@ -282,7 +343,8 @@ def units_of(run, modality, codes):
     """How many characters, pixel-channels or seconds the codes of an item stand for."""
     tokenizer = run.tokenizers[modality]
     if modality == "text":  # bytes that begin a character: cut ones then count once
-        content = np.frombuffer(tokenizer.bpe.decode_bytes(codes.tolist()), np.uint8)
+        text = tokenizer.bpe.decode_bytes(codes.tolist())
+        content = np.frombuffer(text, np.uint8)
         return int((content & 0xC0 != 0x80).sum())
     config = tokenizer.config
     if modality == "image":
@@ -297,9 +359,9 @@ def extent_nats(run, extents):
     A token sees its own document only, which gives its extent away: the bound is one on
     -log p(text | extent). This is what is missing to -log p(text).
     """
-    seen = run.documents["text"][0].lengths() - HEAD
+    training, _ = run.documents["text"]
     longest = run.stream.slots["text"][0]
-    counts = np.bincount(seen, minlength=longest + 1) + 1.0
+    counts = np.bincount(training.lengths() - HEAD, minlength=longest + 1) + 1.0
     possible = np.arange(longest + 1) % ROUND == 0
     possible[0] = False
     possible[longest] = True
@@ -311,7 +373,8 @@ def ratio(amounts, counts):
     """Sum of amounts (N,) over the sum of counts (N,), and its standard error."""
     mean = amounts.sum() / counts.sum()
     residual = amounts - mean * counts
-    return float(mean), float(residual.std() / len(amounts) ** 0.5 / counts.mean())
+    error = residual.std() / len(amounts) ** 0.5 / counts.mean()
+    return float(mean), float(error)
 
 
 def directions(kind):
@@ -325,6 +388,27 @@ def directions(kind):
     return named
 
 
+def figures(nats, tokens):
+    """Of documents' bounds and noised tokens, (N,) each."""
+    mean, error = ratio(nats, tokens)
+    return {
+        "documents": len(nats),
+        "nats_per_token": mean,
+        "stderr": error,
+        "bits_per_token": mean / np.log(2),
+        "nats_per_document": float(nats.mean()),
+    }
+
+
+def figures_a_unit(run, kind, modality, ids, nats):
+    """Bits a character, pixel-channel or second of a member of documents ids (N, L)."""
+    codes = sample.codes_of(run, kind, modality, ids)
+    units = np.array([units_of(run, modality, c) for c in codes])
+    bits, error = ratio(nats / np.log(2), units)
+    name = f"bits_per_{MODALITIES[modality].unit}"
+    return {name: bits, f"{name}_stderr": error}
+
+
 @torch.inference_mode()
 def bounds(run, documents=512, rounds=4, seed=11):
     """The bound on held-out documents by kind and direction: nats and bits a token and a unit,
@@ -335,21 +419,15 @@ def bounds(run, documents=512, rounds=4, seed=11):
         rows = run.rows(ids)
         for name, members in directions(kind).items():
             noised = sample.members_mask(rows, kind, members)
-            nats = diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, MASK,
-                                   data.rng(seed), rounds).cpu().numpy()
             tokens = noised.sum(1).cpu().numpy()
+            nats = diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, MASK,
+                                   data.rng(seed), rounds)
+            nats = nats.cpu().numpy()
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
-            mean, error = ratio(nats, tokens)
-            entry = {"documents": len(ids), "nats_per_token": mean, "stderr": error,
-                     "bits_per_token": mean / np.log(2), "nats_per_document": float(nats.mean())}
+            entry = figures(nats, tokens)
             if len(members) == 1:
-                unit = MODALITIES[members[0]].unit
-                codes = sample.codes_of(run, kind, members[0], ids)
-                units = np.array([units_of(run, members[0], c) for c in codes])
-                bits, error = ratio(nats / np.log(2), units)
-                entry[f"bits_per_{unit}"] = bits
-                entry[f"bits_per_{unit}_stderr"] = error
+                entry |= figures_a_unit(run, kind, members[0], ids, nats)
             out[f"{kind}: {name}"] = entry
     return out
 
@@ -358,40 +436,60 @@ def bounds(run, documents=512, rounds=4, seed=11):
 # The table.
 
 
-def share(cell, attribute="all"):
+def percent(value, error):
+    return f"{100 * value:.1f} ± {100 * error:.1f}%"
+
+
+def share(cell):
     """A share right with its error; all or none of n is told as such."""
-    value = cell[attribute]
-    if value in (0, 1):
-        return f"{round(value * cell['n'])} of {cell['n']}"
-    return f"{100 * value:.1f} ± {100 * cell[f'{attribute}_stderr']:.1f}%"
+    right = cell["all"]
+    if right in (0, 1):
+        return f"{round(right * cell['n'])} of {cell['n']}"
+    return percent(right, cell["all_stderr"])
+
+
+def with_errors(entry):
+    """The names in an entry that have a standard error beside them."""
+    return [name for name in entry if f"{name}_stderr" in entry]
+
+
+def task_lines(task, result):
+    """A line for each cell, and what the samples cost and how much they differ."""
+    samples = 0
+    for name, cell in result["cells"].items():
+        samples += cell["n"]
+        rest = [f"{mark} {100 * cell[mark]:.0f}%" for mark in with_errors(cell) if mark != "all"]
+        yield f"{task:15} {name:19} {share(cell):>13}   " + ", ".join(rest)
+    told = ""
+    if "diversity" in result:
+        spread = result["diversity"]
+        told = (f"{spread['samples']} samples of one prompt: {100 * spread['distinct']:.0f}% "
+                f"different, {spread['entropy']:.1f} nats; ")
+    ms = 1000 * result["seconds"] / samples
+    yield " " * 16 + told + f"{result['nfe']:.1f} NFE, {ms:.0f} ms a sample"
+
+
+def bound_line(name, entry):
+    line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
+    line += f"{entry['bits_per_token']:.3f} a token"
+    for unit in with_errors(entry):
+        line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
+    return line
 
 
 def table(scores):
     """The scores as lines of text."""
     lines = [f"{'task':15} {'cell':19} {'right':>13}   by attribute"]
-    for task in [t for t in TASKS if t in scores]:
-        result = scores[task]
-        for name, cell in result["cells"].items():
-            attributes = [k for k in cell if f"{k}_stderr" in cell and k != "all"]
-            rest = ", ".join(f"{k} {100 * cell[k]:.0f}%" for k in attributes)
-            lines.append(f"{task:15} {name:19} {share(cell):>13}   {rest}")
-        spread = result["diversity"]
-        samples = sum(cell["n"] for cell in result["cells"].values())
-        lines.append(f"{'':15} {spread['samples']} samples of one prompt: "
-                     f"{100 * spread['distinct']:.0f}% different, {spread['entropy']:.1f} nats; "
-                     f"{result['nfe']:.1f} NFE, "
-                     f"{1000 * result['seconds'] / samples:.0f} ms a sample")
-    for modality, r in scores.get("tokenizers", {}).items():
-        lines.append(f"{modality} tokenizer: {100 * r['tokens'][0]:.1f} ± "
-                     f"{100 * r['tokens'][1]:.1f}% read right after it, "
-                     f"{100 * r['true'][0]:.1f}% before it")
+    for task in (*TASKS, *ACROSS):
+        if task in scores:
+            lines += task_lines(task, scores[task])
+    for modality, entry in scores.get("tokenizers", {}).items():
+        before = percent(*entry["true"])
+        after = percent(*entry["tokens"])
+        lines.append(f"{modality} tokenizer: {after} read right after it, {before} before it")
     if "bound" in scores:
         lines.append(f"\n{'bound on held-out data':38} {'nats a token':>15}   bits")
-    for name, entry in scores.get("bound", {}).items():
-        units = [k for k in entry if k.startswith("bits_per_") and f"{k}_stderr" in entry]
-        rest = "".join(f", {entry[k]:.3f} a {k.removeprefix('bits_per_')}" for k in units)
-        lines.append(f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
-                     f"{entry['bits_per_token']:.3f} a token{rest}")
+        lines += [bound_line(name, entry) for name, entry in scores["bound"].items()]
     return "\n".join(lines)
 
 
@@ -399,11 +497,8 @@ def main():
     parser = files.Parser(description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", help="all of them, and the bound, by default")
-    parser.add_argument("--run", default="runs/toy", help="a folder that train.py made (runs/toy)")
+    sample.add_run(parser)
     parser.add_argument("--n", type=files.number(int, 1), default=200, help="samples a cell (200)")
-    parser.add_argument("--seed", type=files.number(int, 0, 10 ** 9), default=0,
-                        help="which samples (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--json", help="also write the scores to this file")
     sample.add_settings(parser)
     args = parser.parse_intermixed_args()
