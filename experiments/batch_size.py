@@ -9,7 +9,7 @@ For optimizers that normalise after averaging (Muon) two pairs are consistent: t
 with momentum^kappa (the rule here), or the rate x sqrt(kappa) with a fixed momentum, while noise
 dominates. On what is known of such optimizers: arXiv 2603.15958.
 Set-up: common.SMALL, base batch 768 tokens, 1M tokens. All settings are tuned there once
-(`grid`), then batches from 1/4 to 16 times the base. For gamma the same is tuned at a quarter of
+(`grid`), then batches from 1/2 to 16 times the base. For gamma the same is tuned at a quarter of
 the tokens and carried up.
 
     python experiments/batch_size.py
@@ -19,7 +19,7 @@ import numpy as np
 import common
 from common import RULE, train
 
-RATIOS = (1 / 4, 1 / 2, 1, 2, 4, 8, 16)
+RATIOS = (1 / 2, 1, 2, 4, 8, 16)
 BATCH = 768  # tokens
 ARMS = ("rule", "rule, momentum fixed", "nothing", "rates x sqrt")
 QUICK = dict(tokens=2_000, seeds=(0,), ratios=(1, 2), lists=0, texts=common.FEW_TEXTS)
