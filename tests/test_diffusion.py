@@ -27,12 +27,14 @@ def test_slope_and_weight_of_a_schedule_by_finite_difference(name):
     h = 1e-6
     slope = (schedule.alpha(t + h) - schedule.alpha(t - h)) / (2 * h)
     np.testing.assert_allclose(schedule.slope(t), slope, rtol=1e-7)
-    ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    np.testing.assert_allclose(ends, [1, 0], atol=1e-15)
+    ends = t.new_tensor([0.0, 1.0])
+    np.testing.assert_allclose(schedule.alpha(ends), [1, 0], atol=1e-15)
     for complement, masked in ((False, 1 - schedule.alpha(t)), (True, schedule.alpha(t))):
         rate, weight = d.noise_levels(t, torch.full((40, 1), NOISED), schedule, complement)
         np.testing.assert_allclose(rate[:, 0], masked)
         np.testing.assert_allclose(weight[:, 0], -slope / masked, rtol=1e-7)
+        _, weight = d.noise_levels(ends, torch.full((2, 1), NOISED), schedule, complement)
+        assert weight.isfinite().all()
 
 
 # ---- The bound.
@@ -190,7 +192,7 @@ DOC = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, -1]])
 MEMBER = torch.tensor([[-1, 0, 0, 1, -1, 0, 1, 1, -1]])
 IDS = torch.tensor([[9, 1, 2, 3, 9, 4, 5, 6, 8]])
 ROLES = torch.tensor([[NOISED, CLEAN], [ABSENT, NOISED]])
-U = torch.tensor([[0.0, 0.2, 0.3, 0.0, 0.0, 0.9, 0.4, 0.6, 0.0]]).double()
+U = torch.tensor([[0.0, 0.2, 0.25, 0.0, 0.0, 0.9, 0.4, 0.5, 0.0]]).double()  # two on the edge
 
 
 @pytest.mark.parametrize("complement, x_t, weight", [
@@ -217,22 +219,3 @@ def test_noise_and_loss_by_hand(complement, x_t, weight):
     nats = np.log1p([5 / math.e, 4 / math.e])  # of 6 and of 5 ids
     want = [sum(weight[1:3]) * nats[0] / 2, sum(weight[6:8]) * nats[1] / 2, 0]
     assert d.loss_terms(net, batch).tolist() == pytest.approx(want)
-
-
-def test_a_mask_and_its_complement_hide_every_noised_token_once():
-    """Also on the edge of the mask, and at times 0 and 1."""
-    n = 300
-    u, t = torch.tensor(np.random.default_rng(6).random((2, n, 1)))
-    t[:2, 0] = torch.tensor([0.0, 1.0])
-    roles = torch.full((n, 1), NOISED)
-    schedule = d.schedule("cosine")
-    edge = d.noise_levels(t[:, 0], roles, schedule)[0].clamp(max=1 - 2 ** -53)
-    doc = torch.arange(n)[:, None].expand(n, 2)
-    times = 0
-    for complement in (False, True):
-        levels = d.noise_levels(t[:, 0], roles, schedule, complement)
-        x, weight, _ = d.corrupt(doc + 1, doc, doc * 0, *levels, torch.cat((u, edge), 1), MASK,
-                                 complement)
-        assert torch.equal(weight > 0, x == MASK) and weight.isfinite().all()
-        times = times + (x == MASK).long()
-    assert (times == 1).all()
