@@ -61,5 +61,7 @@ def test_a_plan_by_hand():
     assert "74.07 days at 1,000,000 tokens a second" in out
     kappa = (train.BASE["tokens"] / 6.4e12) ** 0.44
     assert f"= {kappa:.6g}\n" in out
+    assert f"= {6.4e12 / 96 / train.S_CRIT:.6g}\n" in out and "warning" not in out
+    assert "warning: fewer steps" in call(plan.main, "--tokens", 2048 * (train.S_CRIT - 1))
     for parameters, tokens in ((80e6, 34e9), (320e6, 108e9), (3e9, 708e9)):
         assert plan.frontier(parameters) == pytest.approx(tokens, rel=0.02)

@@ -42,19 +42,6 @@ def test_averages_and_weights_forget_the_same_share_over_the_same_tokens():
     assert 4 * small["lr"] * small["weight_decay"] == pytest.approx(decay)
 
 
-def test_what_is_told_of_the_rule(capsys):
-    for steps, warned in ((train.S_CRIT + 1, False), (train.S_CRIT - 1, True)):
-        train.print_derived(B, B * steps, 80, train.Config())
-        assert ("warning: fewer steps" in capsys.readouterr().out) == warned
-    for optimizer in ("muon", "adamw"):
-        config = train.Config(optimizer=optimizer)
-        told = {name: value for name, _, value in train.derived(4 * B, 3 * D, 80, config)}
-        assert told["lr"] == train.batch_rule(4 * B, 3 * D, config)["lr"]
-        assert told["steps"] == round(3 * D / B / 4)
-        assert told["B_crit"] * 80 * train.S_CRIT == pytest.approx(3 * D)
-        assert ("Muon lr" in told) == (optimizer == "muon")
-
-
 def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert [train.warmup_steps(n) for n in (1, 4, 100, 100_000)] == [1, 1, 5, 1000]
     factors = [train.lr_factor(i / 1000, 0.1) for i in range(1001)]

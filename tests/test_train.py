@@ -138,8 +138,11 @@ def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     start = functools.partial(train.dist.init_process_group, timeout=timedelta(seconds=200))
     monkeypatch.setattr(train.dist, "init_process_group", start)
-    call(train.main, *flags)
-    errors = first.communicate()[1]
+    try:
+        call(train.main, *flags)
+        errors = first.communicate()[1]
+    finally:
+        first.kill()
     assert first.returncode == 0, errors[-2000:]
     configs = [files.read_json(run / "config.json") for run in (trained[0], folder)]
     assert configs[0]["tokenizers"] == configs[1]["tokenizers"]
