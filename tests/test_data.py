@@ -1,82 +1,68 @@
-"""Stream, documents, rows, batches, and the loss of a batch, whole and in parts."""
+"""Stream, documents, rows, batches."""
 import numpy as np
 import pytest
 import torch
 
 import data
 import diffusion
-import model as models
 import train
 from data import FIRST_TASK, KINDS, MASK, MEMBERS, PAD, SPECIALS
-from files import DataError, autocast
+from files import DataError
 from worlds import assert_law
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CODES = {"text": (1, 10), "image": (1, 4), "speech": (2, 6)}
 SLOTS = {"text": [32], "image-text": [4, 5], "speech-text": [8, 5]}
 STREAM = data.Stream(CODES, SLOTS)
+FIRST = {"text": (8, 1), "image": (19, 33), "speech": (24, 37)}  # id and place, by hand
 
 
 def documents(kind, n):
     """n random documents of a kind."""
     rng = np.random.default_rng(list(KINDS).index(kind))
     made = []
-    while len(made) < n:
-        text = rng.integers(0, 10, rng.integers(1, 5))
+    for _ in range(n):
+        codes = {"text": rng.integers(0, 10, rng.integers(1, 5)), "image": rng.integers(0, 4, 4),
+                 "speech": rng.integers(0, 6, 2 * rng.integers(1, 4))}
         if kind == "text":
             made += STREAM.texts(rng.integers(0, 10, rng.integers(2, 20)))
-        elif kind == "image-text":
-            made.append(STREAM.document(kind, [rng.integers(0, 4, 4), text]))
         else:
-            speech = rng.integers(0, 6, 2 * rng.integers(1, 4))
-            made.append(STREAM.document(kind, [speech, text]))
+            made.append(STREAM.document(kind, [codes[modality] for modality in KINDS[kind]]))
     return data.Documents.of(made, STREAM)
 
 
 DOCUMENTS = {kind: documents(kind, 40) for kind in KINDS}
 
 
-# ------------------------------------------------------------------------------------------------
-# Stream and documents.
+def batches(seed=0):
+    return data.Batches(DOCUMENTS, dict.fromkeys(KINDS, 6), seed)
 
 
-def test_ranges_of_ids_are_disjoint_and_cover_the_vocabulary():
-    seen = list(range(len(SPECIALS)))
-    for modality, (groups, size) in CODES.items():
-        for group in range(groups):
-            low, high = STREAM.ranges(modality, group)
-            assert high - low == size + (modality != "image")  # a picture has no end
-            seen += range(low, low + size + 1)
-    assert seen == list(range(STREAM.vocab))
+ROWS = batches()(0)
+
+
+# ---- Documents.
 
 
 def test_a_document_by_hand():
     made = STREAM.document("speech-text", [[0, 1, 2, 3], [7, 8]])
-    speech = STREAM.start["speech"]
-    text = STREAM.start["text"]
     head = [SPECIALS.index("<task speech-text>"), SPECIALS.index("<speech>")]
-    codes = [speech + 0, speech + 7 + 1, speech + 2, speech + 7 + 3]
-    ends = [speech + 6, speech + 13] * 2
-    caption = [SPECIALS.index("<text>"), text + 7, text + 8] + [text + 10] * 3
-    assert made.tolist() == head + codes + ends + caption
+    speech = [24, 24 + 7 + 1, 24 + 2, 24 + 7 + 3] + [24 + 6, 24 + 13] * 2  # codes and ends
+    caption = [SPECIALS.index("<text>"), 8 + 7, 8 + 8] + [8 + 10] * 3
+    assert made.tolist() == head + speech + caption
     assert (STREAM.document("image-text", [None, [1]])[2:6] == MASK).all()
+    assert STREAM.vocab == 24 + 2 * 7 and STREAM.places == 37 + 8
 
 
-@pytest.mark.parametrize("modality, codes, slot", [
-    ("text", [3, 0, 9], 5), ("text", [], 5), ("speech", [5, 5, 0, 1], 8), ("image", [3, 2], 2)])
-def test_codes_survive_a_member(modality, codes, slot):
-    ids = STREAM.fill(modality, codes, slot)
-    assert STREAM.to_codes(modality, ids).tolist() == codes
-
-
-def test_codes_end_at_the_first_end_after_whole_steps():
+def test_codes_survive_a_member_up_to_the_first_end_after_whole_steps():
+    for modality, codes, slot in (("text", [3, 0, 9], 5), ("text", [], 5),
+                                  ("speech", [5, 5, 0, 1], 8), ("image", [3, 2], 2)):
+        ids = STREAM.fill(modality, codes, slot)
+        assert STREAM.to_codes(modality, ids).tolist() == codes
     ids = STREAM.fill("speech", [5, 4, 3, 2], 8)
     ids[1] = MASK     # reads as 0
     ids[3] = ids[-1]  # an end within the second step of two
     assert STREAM.to_codes("speech", ids).tolist() == [5, 0]
-
-
-def test_what_is_too_long_is_refused():
     with pytest.raises(DataError, match="text of 5 tokens does not fit into 5"):
         STREAM.fill("text", [1] * 5, 5)
 
@@ -89,21 +75,7 @@ def test_texts_are_cut_in_order_and_hide_their_length():
     assert text.tolist() == codes.tolist() + [10] * 5
 
 
-def test_documents_survive_a_file(tmp_path):
-    made = {kind: (docs, documents(kind, 3)) for kind, docs in DOCUMENTS.items()}
-    data.save_documents(tmp_path / "d.npz", made)
-    read = data.load_documents(tmp_path / "d.npz")
-    for kind, parts in made.items():
-        for before, after in zip(parts, read[kind]):
-            assert len(before) == len(after)
-            assert all(np.array_equal(a, b) for a, b in zip(before, after))
-
-
-# ------------------------------------------------------------------------------------------------
-# What stands where.
-
-# First id and first place of each modality, by hand.
-FIRST = {"text": (8, 1), "image": (19, 33), "speech": (24, 37)}
+# ---- Rows.
 
 
 def members(kind):
@@ -115,67 +87,26 @@ def members(kind):
         yield -1, 0, 0, 0  # the boundary
         for i in range(slot):
             low = first_id + i % groups * (size + 1)
-            high = low + size + (modality != "image")
+            high = low + size + (modality != "image")  # a picture has no end
             yield MEMBERS.index((kind, modality)), first_place + i, low, high
 
 
-def walk(rows):
-    """(member, place, low, high, document) of each token, token by token; None: pad."""
-    number = -1
-    for row in rows:
-        for token in row:
+def test_describe_equals_a_walk_along_the_rows():
+    """Rows packed, with every second token masked, and one document each with padding."""
+    alone = data.stacked([DOCUMENTS[kind][i] for kind in KINDS for i in range(5)])
+    hide = (ROWS >= len(SPECIALS)) & (torch.arange(ROWS.shape[1]) % 2 == 0)
+    for rows in (ROWS, ROWS.masked_fill(hide, MASK), alone):
+        got = STREAM.describe(rows)
+        fields = torch.stack((got.member, got.place, got.low, got.high, got.doc), -1)
+        number = -1
+        for token, found in zip(rows.flatten().tolist(), fields.flatten(0, 1).tolist()):
             if token == PAD:
-                yield None
+                assert found[0] == found[4] == -1
                 continue
             if FIRST_TASK <= token < FIRST_TASK + len(KINDS):
                 number += 1
                 rest = members(list(KINDS)[token - FIRST_TASK])
-            yield *next(rest), number
-
-
-def batches(seed=0, count=6):
-    return data.Batches(DOCUMENTS, dict.fromkeys(KINDS, count), seed)
-
-
-def masked(rows):
-    """Every second token of a member masked."""
-    hide = (rows >= len(SPECIALS)) & (torch.arange(rows.shape[1]) % 2 == 0)
-    return rows.masked_fill(hide, MASK)
-
-
-@pytest.mark.parametrize("rows", [
-    batches()(0),
-    masked(batches()(1)),
-    data.stacked([DOCUMENTS[kind][i] for kind in KINDS for i in range(5)]),
-], ids=["packed", "masked", "padded"])
-def test_describe_equals_a_walk_along_the_rows(rows):
-    got = STREAM.describe(rows)
-    fields = torch.stack((got.member, got.place, got.low, got.high, got.doc), -1)
-    for found, want in zip(fields.flatten(0, 1).tolist(), walk(rows.tolist())):
-        if want is None:
-            assert found[0] == found[4] == -1
-        else:
-            assert tuple(found) == want
-    own = (got.member >= 0) & (rows != MASK)
-    assert ((got.low <= rows) & (rows < got.high))[own].all()
-
-
-# ------------------------------------------------------------------------------------------------
-# Rows and batches.
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_documents_in_rows_neither_overlap_nor_get_lost(seed):
-    lengths = np.random.default_rng(seed).integers(1, 30, 50)
-    places, count = data.fit_rows(lengths, 32)
-    free = np.ones((count, 32), bool)
-    for (row, start), length in zip(places, lengths):
-        assert start + length <= 32
-        assert free[row, start:start + length].all()
-        free[row, start:start + length] = False
-    assert free.sum() == 32 * count - lengths.sum()
-    assert free.mean() < 0.1
-    assert data.fit_rows(lengths[:0], 32)[1] == 0
+            assert found == [*next(rest), number]
 
 
 def found(rows):
@@ -184,20 +115,16 @@ def found(rows):
     return sorted(rows[doc == number].tolist() for number in range(int(doc.max()) + 1))
 
 
-def test_rows_hold_the_documents_of_their_step():
+def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_step():
     made = batches()
     for step in range(8):
         rows = made(step)
         assert rows.shape == (made.count, made.length)
         assert found(rows) == sorted(document.tolist() for document in made.drawn(step))
-
-
-def test_batches_are_a_function_of_seed_and_step():
-    made = batches()
-    rows = [made(step) for step in range(9)]
-    assert torch.equal(batches()(7), rows[7])
-    assert not torch.equal(rows[6], rows[7])
-    assert found(batches(seed=1)(7)) != found(rows[7])
+        assert (rows == PAD).double().mean() < 0.25
+    assert data.fit_rows(np.zeros(0, int), 32)[1] == 0
+    assert torch.equal(batches()(7), rows) and not torch.equal(made(6), rows)
+    assert found(batches(seed=1)(7)) != found(rows)
 
 
 def test_each_kind_goes_through_shuffled_epochs_of_its_own():
@@ -208,8 +135,7 @@ def test_each_kind_goes_through_shuffled_epochs_of_its_own():
     for first, size in ((0, 40), (100, 10)):
         numbers = [n for n in drawn if (n < 100) == (first < 100)]
         epochs = [numbers[i * size:(i + 1) * size] for i in range(3)]
-        for epoch in epochs:
-            assert sorted(epoch) == list(range(first, first + size))
+        assert all(sorted(epoch) == list(range(first, first + size)) for epoch in epochs)
         assert epochs[0] != epochs[1] != epochs[2] != sorted(epochs[2])
 
 
@@ -222,8 +148,7 @@ def test_kinds_have_their_shares_of_the_tokens():
     assert set(data.documents_per_step(DOCUMENTS, mix, 1).values()) == {1}
 
 
-# ------------------------------------------------------------------------------------------------
-# Noise, loss, parts.
+# ---- Noise.
 
 
 def test_times_are_stratified_within_a_kind_and_modes_have_their_shares():
@@ -244,79 +169,28 @@ def test_times_are_stratified_within_a_kind_and_modes_have_their_shares():
             drawn += torch.bincount(mode, minlength=len(drawn))
             times[mode == 3] **= 2  # "first" has the square roots
         assert sorted((times * n / 3).floor().tolist()) == pytest.approx(range(n // 3), abs=1)
-    want = [modes.get(mode, 0) for mode in diffusion.PAIR_MODES]
-    assert_law(drawn, want)
-
-
-ROWS = batches()(0)
+    assert_law(drawn, [modes.get(mode, 0) for mode in diffusion.PAIR_MODES])
 
 
 def noised(step=0, **changes):
     return data.noised(STREAM, ROWS, train.Config(**changes), step)
 
 
-def test_noise_is_a_function_of_seed_and_step():
-    assert torch.equal(noised(5).x, noised(5).x)
-    assert not torch.equal(noised(5).x, noised(6).x)
-    assert not torch.equal(noised(5).x, noised(5, seed=1).x)
-
-
-def test_complement_adds_the_other_view_of_the_same_rows():
-    one = noised()
-    two = noised(complement=True)
-    first, second = two.x.chunk(2)
-    assert torch.equal(first, one.x)
-    assert torch.equal(two.target, one.target.repeat(2, 1))
-    assert torch.equal(two.counts, 2 * one.counts)
-    losses = (two.weight > 0).view(2, *one.x.shape).sum(0)
-    assert losses.max() == 1
-    assert losses.sum() == one.counts.sum()
-
-
-def network():
-    shape = dict(width=32, depth=2, head_dim=16, base_width=32, base_depth=2)
-    return models.Transformer(models.ModelConfig(STREAM.vocab, STREAM.places, **shape))
-
-
-def test_the_loss_is_the_sum_written_out():
-    """The sum is divided by all tokens that could have been masked."""
-    net = network()
-    batch = noised(schedule="cosine", modes={"joint": 1})
-    everywhere = torch.ones_like(batch.x).bool()
-    logits = net(batch.x, batch.place, batch.doc, everywhere).detach().double()
-    logits = logits.unflatten(0, batch.x.shape)
-    rows = STREAM.describe(batch.target)
-    for term, got in enumerate(diffusion.loss_terms(net, batch).tolist()):
-        total = 0.0
-        for at in zip(*torch.where((rows.member == term) & (batch.x == MASK))):
-            nll = -logits[at][rows.low[at]:rows.high[at]].log_softmax(0)
-            total += float(batch.weight[at] * nll[batch.target[at] - rows.low[at]])
-        assert got == pytest.approx(total / int((rows.member == term).sum()), rel=1e-5)
-
-
-class Recorder:
-    """An optimizer that keeps the gradients of its step."""
-
-    def __init__(self, net):
-        self.net = net
-
-    def step(self):
-        self.gradients = [p.grad.clone() for p in self.net.parameters()]
-
-
-@pytest.mark.parametrize("size", (1, 2, 100))
-def test_gradients_of_parts_add_up_to_those_of_the_batch(size):
-    net = network()
-    batch = noised(complement=True)
-    results = []
-    for micro_batch in (0, size):
-        recorder = Recorder(net)
-        config = train.Config(micro_batch=micro_batch)
-        plain = autocast(torch.device("cpu"), torch.float32)
-        terms, norm = train.train_step(net, [recorder], batch, config, plain)
-        results.append([terms, torch.tensor(norm), *recorder.gradients])
-    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-4)
-    assert all(p.grad is None for p in net.parameters())
+def test_noise_is_a_function_of_seed_and_step_and_complement_adds_the_other_view():
+    one = noised(modes={"joint": 1})
+    rows = STREAM.describe(ROWS)
+    for name in ("place", "doc", "low", "high"):
+        assert torch.equal(getattr(one, name), getattr(rows, name))
+    could = rows.member >= 0
+    assert torch.equal(one.member[could], rows.member[could]) and torch.equal(one.target, ROWS)
+    assert torch.equal(one.counts, torch.bincount(rows.member[could]))
+    assert torch.equal(one.x, noised(modes={"joint": 1}).x)
+    for other in (noised(6), noised(seed=1)):
+        assert not torch.equal(noised().x, other.x)
+    two = noised(modes={"joint": 1}, complement=True)
+    assert torch.equal(two.x.chunk(2)[0], one.x)
+    assert torch.equal(two.target, ROWS.repeat(2, 1)) and torch.equal(two.counts, 2 * one.counts)
+    assert torch.equal((two.weight > 0).view(2, *ROWS.shape).sum(0), could.long())
 
 
 def test_the_twin_predicts_every_token_from_those_before_it():

@@ -1,13 +1,16 @@
 """Training: runs from nothing to a table of scores, stopped, killed, shared out; the settings."""
-import dataclasses
+import functools
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import types
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from runs import ROOT, SMALL, TINY, begun, call, same, steps_logged, told
 
 import data
 import files
+import sample
 import train
 from tools import score
 
@@ -41,67 +45,129 @@ def test_a_run_writes_what_it_says(trained):
     assert steps_logged(folder) == [1, 6]
     seconds = files.read_json(folder / "seconds.json")
     assert list(seconds)[-3:] == ["training", "scoring", "page"]
-    scores = files.read_json(folder / "scores.json")
-    assert score.table(scores) in printed
+    assert score.table(files.read_json(folder / "scores.json")) in printed
     assert f"page: {folder / 'index.html'}" in printed
     assert "kappa         = (D_base / D)^gamma B / B_base" in printed
 
 
-def test_stopped_or_not_the_same_seed_gives_the_same_run(trained, tmp_path, no_page):
-    """Ctrl-C as one types it: the step is finished and saved, and resuming loses nothing."""
-    slow = ("import time, files, train; real = train.train_step\n"
-            "def late(*a): time.sleep(0.3); return real(*a)\n"
-            "train.train_step = late; files.command_line(train.main, 'train.py')")
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", slow, "--run", str(folder), *TINY, "--score-n", "0"]
-    going = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    log = folder / "log.jsonl"
-    while going.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.05)
-    going.send_signal(signal.SIGINT)
-    _, errors = going.communicate()
-    assert going.returncode == 1 and "Traceback" not in errors
-    assert errors.splitlines()[-1].endswith(f"train.py --resume --run {folder} goes on")
-    assert 1 <= files.load(folder / "checkpoint.pt")["step"] < 6
-    call(train.main, "--resume", "--run", folder)
-    assert same(folder, trained[0]) and steps_logged(folder) == [1, 6]
-    names = [files.read_json(run / "config.json")["tokenizers"] for run in (folder, trained[0])]
-    assert names[0] == names[1]
-    assert (folder / "documents.npz").read_bytes() == (trained[0] / "documents.npz").read_bytes()
-
-
-def test_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_page, monkeypatch):
-    """What a kill leaves: a checkpoint, later lines of the log, cut ones, unfinished files."""
-    folder = begun(trained[0], tmp_path / "run", save_every=2)
+def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_page, monkeypatch):
+    """Ctrl-C finishes the step and saves it. A kill leaves a checkpoint, later lines of the log,
+    cut ones, unfinished files. The folder's name is to be quoted, and is not UTF-8."""
+    folder = begun(trained[0], tmp_path / os.fsdecode(b"a 'b\" caf\xe9"), save_every=2)
+    resume = ("--resume", "--run", folder)
     real = train.lr_factor
     monkeypatch.setattr(train, "LOG_EVERY", 2)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        def killed(progress, warmup):
-            if progress > 5 / 6:
-                sys.exit()
-            return real(progress, warmup)
 
-        patch.setattr(train, "lr_factor", killed)
-        call(train.main, "--resume", "--run", folder)
-    assert files.load(folder / "checkpoint.pt")["step"] == 4 and steps_logged(folder)[-1] == 5
+    def in_step(step, event):
+        def factor(progress, warmup):
+            if progress > (step - 1) / 6:
+                event()
+            return real(progress, warmup)
+        monkeypatch.setattr(train, "lr_factor", factor)
+
+    in_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    status, errors = told(train.main, *resume)
+    shown = files.printable(files.quoted(folder))
+    assert status == 1
+    assert errors.splitlines()[-1].endswith(f"train.py --resume --run {shown} goes on")
+    assert files.load(folder / "checkpoint.pt")["step"] == 3
+    in_step(6, sys.exit)
+    with pytest.raises(SystemExit):
+        call(train.main, *resume)
+    assert files.load(folder / "checkpoint.pt")["step"] == 4 and steps_logged(folder) == [1, 3, 5]
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"step": 5, "ter')
     (folder / "checkpoint.pt.tmp").write_bytes(b"half")
-    call(train.main, "--resume", "--run", folder)
+    in_step(7, None)
+    call(train.main, *resume)
     assert same(folder, trained[0]) and steps_logged(folder) == [1, 3, 5, 6]
+    printed = call(sample.main, "text", "--run", folder, "--out", folder / "out", "--n", 1)
+    assert files.quoted(folder / "out" / "text-0-0.txt") in printed
+    assert (folder / "out" / "text-0-0.txt").exists()
+
+
+@pytest.mark.parametrize("what, words", [("gradient", "its gradient is not finite"),
+                                         ("weight", "a weight is not finite"),
+                                         ("full disk", "cannot write")])
+def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained, tmp_path,
+                                                            no_page, monkeypatch):
+    """On a full disk: files above a limit cannot be written."""
+    folder = begun(trained[0], tmp_path / "run", save_every=2)
+    real = train.update_average
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls = []
+
+    def broken(average, net, rate):  # is called after each step
+        real(average, net, rate)
+        calls.append(rate)
+        weight = net.blocks[0].out.weight
+        if len(calls) == 3 and what == "gradient":  # of the next step
+            weight.register_hook(lambda gradient: gradient * torch.inf)
+        if len(calls) == 4 and what == "weight":  # of the next checkpoint
+            weight.data[0, 0] = torch.inf
+        if len(calls) == 4 and what == "full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    monkeypatch.setattr(train, "update_average", broken)
+    try:
+        status, errors = told(train.main, "--resume", "--run", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = errors.splitlines()[-1]
+    assert status == 1 and str(folder / "checkpoint.pt") in line and words in line
+    assert files.load(folder / "checkpoint.pt")["step"] == 2 and not list(folder.glob("*.tmp"))
+    monkeypatch.setattr(train, "update_average", real)
+    call(train.main, "--resume", "--run", folder)
+    assert same(folder, trained[0])
+
+
+def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
+    """The first one is new and has other hashes of strings: what it makes is the same, too."""
+    folder = tmp_path / "two"
+    script = ("import files, train; train.write_page = lambda *given: '';"
+              "files.command_line(train.main, 'train.py')")
+    flags = ("--run", folder, *TINY, "--score-n", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+        monkeypatch.setenv(name, value)
+    first = subprocess.Popen([sys.executable, "-c", script, *flags], cwd=ROOT, text=True,
+                             env={**os.environ, "RANK": "0"}, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.PIPE)
+    monkeypatch.setenv("RANK", "1")
+    start = functools.partial(train.dist.init_process_group, timeout=timedelta(seconds=200))
+    monkeypatch.setattr(train.dist, "init_process_group", start)
+    try:
+        call(train.main, *flags)
+        errors = first.communicate()[1]
+    finally:
+        first.kill()
+    assert first.returncode == 0, errors[-2000:]
+    configs = [files.read_json(run / "config.json") for run in (trained[0], folder)]
+    assert configs[0]["tokenizers"] == configs[1]["tokenizers"]
+    name = "documents.npz"
+    assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
+    logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], folder)]
+    for a, b in zip(*logs, strict=True):
+        a, b = json.loads(a), json.loads(b)
+        assert a["step"] == b["step"]
+        assert a["terms"] == pytest.approx(b["terms"], abs=2e-3)
+        assert a["norm"] == pytest.approx(b["norm"], abs=2e-3)
 
 
 def own_data(folder):
     """A text without blanks, pictures, clips -> the flags that name them."""
     (folder / "pictures").mkdir(parents=True)
     (folder / "speech" / "wavs").mkdir(parents=True)
+    lines = []
     for i in range(12):
         grey = np.full((12, 12), 20 * i, np.uint8)
         Image.fromarray(grey).save(folder / "pictures" / f"{i}.png")
         (folder / "pictures" / f"{i}.txt").write_text(f"灰色{i}", encoding="utf-8")
         wave = 0.3 * np.sin(np.arange(3000 + 500 * i) * 0.02 * (i + 1))
         soundfile.write(folder / "speech" / "wavs" / f"{i}.flac", wave, 16_000)
-    lines = [f"{i}|tone {i}\n" for i in range(12)]
+        lines.append(f"{i}|tone {i}\n")
     (folder / "speech" / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     (folder / "book.txt").write_text("to be or not to be, that is the question.\n" * 40)
     return ("--text", folder / "book.txt", "--images", folder / "pictures",
@@ -110,10 +176,10 @@ def own_data(folder):
 
 def test_own_data_are_trained_on_and_may_move(tmp_path, no_page):
     given = own_data(tmp_path / "data")
-    printed = call(train.main, *TINY, "--run", tmp_path / "a", *given, "--score-n", 2)
+    call(train.main, *TINY, "--run", tmp_path / "a", *given, "--score-n", 2)
     scores = files.read_json(tmp_path / "a" / "scores.json")
     assert set(scores) == {"image-to-text", "speech-to-text", "bound"}
-    assert len(scores["bound"]) == 7 and "image-to-text" in printed
+    assert len(scores["bound"]) == 7
     shutil.move(tmp_path / "data", tmp_path / "moved")
     folder = begun(tmp_path / "a", tmp_path / "b")
     call(train.main, "--resume", "--run", folder, "--text", tmp_path / "moved")
@@ -145,17 +211,15 @@ def training(run, **settings):
 
 def test_rows_in_parts_give_the_step_of_the_whole(trained):
     results = []
-    for rows in (0, 3):
-        made, batch = training(trained[0], micro_batch=rows, clip=0.5)
+    for rows in (0, 3, 100):
+        made, batch = training(trained[0], micro_batch=rows, clip=0.5, complement=True)
         rule = train.batch_rule(2048, 6e6, made.config)
         terms, norm = train.train_step(made.net, made.optimizers(rule), batch, made.config,
                                        made.autocast)
-        assert norm > 0.5
-        results.append((torch.tensor([*terms, norm]), list(made.net.parameters())))
-    (a, weights), (b, others) = results
-    assert torch.allclose(a, b)
-    for w, v in zip(weights, others):
-        assert torch.allclose(w, v, rtol=1e-4, atol=1e-5)
+        assert norm > 0.5 and all(p.grad is None for p in made.net.parameters())
+        results.append([torch.tensor([*terms, norm]), *made.net.parameters()])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_timing_steps_changes_nothing(trained):
@@ -164,20 +228,6 @@ def test_timing_steps_changes_nothing(trained):
     assert made.step_seconds(3) > 0
     for w, v, average in zip(made.net.parameters(), before, made.average):
         assert torch.equal(w, v) and torch.equal(average, v) and w.grad is None
-
-
-def test_two_processes_train_as_one(trained, tmp_path):
-    begun(trained[0], tmp_path / "two")
-    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--")
-    done = subprocess.run([sys.executable, *start, "train.py", "--resume", "--run",
-                           tmp_path / "two"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert steps_logged(tmp_path / "two") == [1, 6]
-    logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], tmp_path / "two")]
-    for a, b in zip(*logs, strict=True):
-        a, b = json.loads(a), json.loads(b)
-        assert a["terms"] == pytest.approx(b["terms"], abs=2e-3)
-        assert a["norm"] == pytest.approx(b["norm"], abs=2e-3)
 
 
 # ---- The plan of --minutes.
@@ -190,9 +240,9 @@ def test_a_plan_that_never_changes_is_one_of_steps():
     assert shares == pytest.approx(np.arange(41) / 40)
 
 
-@pytest.mark.parametrize("speeds", [(1.0, 1.0), (1.0, 2.5), (2.5, 1.0), (0.2, 1.5)])
-@pytest.mark.parametrize("stop", [0, 15])
-def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("speeds, stop", [((1.0, 2.5), 0), ((2.5, 1.0), 15), ((0.2, 1.5), 15)])
+def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path, no_page,
+                                                 monkeypatch):
     """A step takes speeds[0] seconds by a clock of our own, from second 20 on speeds[1]."""
     folder = begun(trained[0], tmp_path / "run", steps=0, minutes=1.0, save_every=3)
     clock = types.SimpleNamespace(now=0.0, time=time.time)
@@ -210,58 +260,38 @@ def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path
     monkeypatch.setattr(train, "time", clock)
     monkeypatch.setattr(train, "train_step", step)
     monkeypatch.setattr(train, "lr_factor", factor)
-    monkeypatch.setattr(train, "write_page", lambda folder, run=None: "")
     monkeypatch.setattr(train, "any_process", lambda flag, device: len(shares) == stop)
     resume = ("--resume", "--run", folder)
+    away = 0.0
     if stop:
         assert "stopped after step 15" in told(train.main, *resume)[1]
         clock.now += 1000  # the break does not count
-        spent = clock.now - files.load(folder / "checkpoint.pt")["plan"]["seconds"]
+        away = clock.now - files.load(folder / "checkpoint.pt")["plan"]["seconds"]
     call(train.main, *resume)
-    seconds = clock.now - (spent if stop else 0)
-    assert 51 <= seconds <= 69
+    assert 51 <= clock.now - away <= 69
     assert 0 < shares[0] < 0.1 and 0.9 < shares[-1] < 1
     assert all(a < b for a, b in zip(shares, shares[1:]))
 
 
 # ---- Settings.
 
-OTHERS = {bool: True, int: 640, float: 0.5, list: ["a b", "c"]}  # no default, but allowed
-TEXTS = {"image_tokenizer": '{"patch": 4}', "speech_tokenizer": '{"stride": 2}',
-         "shape": '{"width": 64}', "mix": "text=0.5", "weighting": "image-text=bound",
-         "modes": "joint=1.0", "time_power": "first=0.5", "loss_weights": "text/text=0.5",
-         "run": "ü b", "device": "mps", "encoding": "gpt2", "schedule": "poly:2",
-         "preset": "3b", "optimizer": "adamw", "dtype": "bfloat16", "compile": "on"}
-FIELDS = dataclasses.fields(train.Config)
-FLAGS = {f.name: "--" + f.name.replace("_", "-") for f in FIELDS}
 
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
-def test_every_setting_is_a_flag_that_config_json_keeps(field):
-    other = OTHERS.get(field.type)
-    values = {bool: [], list: ["a b", "c"]}.get(field.type, [TEXTS.get(field.name, str(other))])
-    given = []
-    for value in values or [None]:
-        given += [FLAGS[field.name]] + ([value] if value else [])
-    config, names = train.parse(given)
-    value = getattr(config, field.name)
-    assert names == {field.name} and value != getattr(train.Config(), field.name)
-    assert type(value) is field.type
-    assert train.Config(**json.loads(json.dumps(vars(config)))) == config
-
-
-def test_help_tells_defaults_and_documents_tell_every_flag(capsys):
+def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
     with pytest.raises(SystemExit):
         train.parse(["--help"])
-    shown = "".join(capsys.readouterr().out.split())
-    for name, value in vars(train.Config()).items():
-        assert FLAGS[name] in shown
-        assert not value or f"(default:{train.typed(value)})" in shown
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
-    for folder in ("tests", "experiments", "tools"):
-        texts += [path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.[pm]*")]
-    text = "\n".join(texts)
-    assert not [f for name, f in FLAGS.items() if f not in text and f"{name}=" not in text]
+    shown = capsys.readouterr().out
+    for name, default in vars(train.Config()).items():
+        flag = "--" + name.replace("_", "-")
+        assert flag in shown
+        if default and default is not True:
+            config, given = train.parse([flag, str(train.typed(default))])
+            assert config == train.Config() and given == {name}
+    config, given = train.parse(["--text", "a b", "--text", "c", "--complement", "--shape",
+                                 '{"width": 64}', "--mix", "text=0.5", "--encoding", "gpt2"])
+    want = dict(text=["a b", "c"], complement=True, shape={"width": 64}, mix={"text": 0.5},
+                encoding="gpt2")
+    assert config == train.Config(**want) and given == set(want)
+    assert train.Config(**json.loads(json.dumps(vars(config)))) == config
 
 
 def test_resuming_refuses_other_settings(trained, tmp_path):
@@ -273,33 +303,3 @@ def test_resuming_refuses_other_settings(trained, tmp_path):
     config, given = train.parse(["--resume", "--micro-batch", "2", "--compile", "auto"])
     train.resume_run(folder, config, given)
     assert config.micro_batch == 2 and config.steps == 6 and config.compile == "off"
-
-
-# ---- What is not finite.
-
-
-@pytest.mark.parametrize("what", ["gradient", "weight"])
-def test_what_is_not_finite_stops_a_run_and_is_not_saved(what, trained, tmp_path, no_page,
-                                                         monkeypatch):
-    folder = begun(trained[0], tmp_path / "run", save_every=2)
-    real = train.update_average
-    calls = []
-
-    def broken(average, net, rate):  # is called after each step
-        calls.append(rate)
-        if len(calls) == 3:
-            parameter = net.blocks[0].out.weight
-            if what == "gradient":  # of the next step
-                parameter.register_hook(lambda gradient: gradient * torch.inf)
-            else:
-                parameter.data[0, 0] = torch.inf
-        real(average, net, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "update_average", broken)
-        status, errors = told(train.main, "--resume", "--run", folder)
-    assert status == 1 and "not finite" in errors.splitlines()[-1]
-    assert str(folder / "checkpoint.pt") in errors.splitlines()[-1]
-    assert files.load(folder / "checkpoint.pt")["step"] == 2
-    call(train.main, "--resume", "--run", folder)
-    assert same(folder, trained[0])

@@ -27,20 +27,17 @@ class World:
         symbols = range(1, self.V + 1)
         self.sequences = np.array(list(itertools.product(symbols, repeat=self.L)))   # (V^L, L)
         self.states = np.array(list(itertools.product([MASK, *symbols], repeat=self.L)))
-        if network is None:
-            posteriors = [self.posterior(state) for state in self.states]
-            self.conditional = np.stack(posteriors)                       # (states, L, V + 1)
-        else:
-            size = (len(self.states), self.L, self.V + 1)
-            q = np.random.default_rng(network).lognormal(size=size)
+        q = np.stack([self.posterior(state) for state in self.states])    # (states, L, V + 1)
+        if network is not None:
+            q = np.random.default_rng(network).lognormal(size=q.shape)
             q[..., MASK] = 0
-            self.conditional = q / q.sum(-1, keepdims=True)
+            q /= q.sum(-1, keepdims=True)
+        self.conditional = q
         with np.errstate(divide="ignore"):
-            logits = np.log(self.conditional)
+            logits = np.log(q)
         logits[..., MASK] = 3.0  # it likes the mask id: only the restriction keeps that out
         self.logits = torch.tensor(logits, dtype=torch.float32)
-        self.calls = 0
-        self.rows = 0
+        self.rows = 0  # that samplers asked for
 
     def posterior(self, state):
         """p(token | the unmasked tokens of a state), (L, V + 1)."""
@@ -61,7 +58,6 @@ class World:
     def predict(self, x, where):
         """As `ask`, for samplers: only rows and tokens that need the network."""
         assert where.any(1).all() and (x[where] == MASK).all()
-        self.calls += 1
         self.rows += len(x)
         return self.ask(x, where)
 
@@ -77,7 +73,7 @@ class World:
         return -np.log(np.where(masked, p, 1))
 
     def counts(self, x):
-        """How often each of the V^L sequences occurs in x (B, L)."""
+        """How often each of the V^L sequences occurs in x (B, L), which has no mask."""
         x = np.asarray(x)
         assert (x >= 1).all() and (x <= self.V).all()
         number = (x - 1) @ self.V ** np.arange(self.L)[::-1]
@@ -105,8 +101,8 @@ NOISY = World(random_joint(3, 3, 1), network=2)  # the same joint, a network tha
 TWINS = World([[0.5, 0], [0, 0.5]])              # two tokens, uniform on {00, 11}
 
 
-def chi_square_z(counts, p):
-    """The chi-square statistic as a normal deviate (Wilson and Hilferty).
+def assert_law(counts, p):
+    """The chi-square statistic as a normal deviate (Wilson and Hilferty) is below 4.
 
     Cells without probability must be empty. Rare ones are counted together.
     """
@@ -122,11 +118,7 @@ def chi_square_z(counts, p):
     dof = len(expected) - 1
     mean_square = ((counts - expected) ** 2 / expected).sum() / dof
     variance = 2 / (9 * dof)
-    return (mean_square ** (1 / 3) - (1 - variance)) / math.sqrt(variance)
-
-
-def assert_law(counts, p):
-    z = chi_square_z(counts, p)
+    z = (mean_square ** (1 / 3) - (1 - variance)) / math.sqrt(variance)
     assert z < 4, f"chi-square deviate {z:.1f}"
 
 
