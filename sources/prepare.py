@@ -78,7 +78,8 @@ def split(source, share=0.05, most=1024):
         groups.setdefault(key, []).append(i)
     groups = list(groups.values())
     if len(groups) < 2:
-        raise DataError(f"{source.name}: one item cannot be trained on and held out: give more")
+        raise DataError(f"{source.name}: holds only one item, or several copies of one: give two "
+                        "or more, since some are held out")
     wanted = min(most, max(1, int(share * len(source))))
     held = []
     for n in rng(0, 17).permutation(len(groups))[:-1]:
