@@ -525,15 +525,16 @@ def source_of(flag, paths, items, opened, what, left):
     def load(indices):
         return [opened(items[i].file) for i in indices]
 
+    name = names_of(paths)
     texts = [item.text for item in items]
     lengths = sorted(len(text) for text in texts)
-    line = (f"{flag} {names_of(paths)}: {what}; texts of {lengths[len(lengths) // 2]} characters "
-            f"(median) to {lengths[-1]}; the first: {texts[0][:60]!r}")
+    line = (f"{flag} {name}: {what}; texts of {lengths[len(lengths) // 2]} characters (median) "
+            f"to {lengths[-1]}; the first: {texts[0][:60]!r}")
     if left:
         line += f"; left aside: {counted(left)}"
     print(printable(line), flush=True)
     keys = [item.key for item in items]
-    return Source(KINDS[flag], names_of(paths), texts, load if opened else None, keys)
+    return Source(KINDS[flag], name, texts, load if opened else None, keys)
 
 
 def read_text(paths, skip_bad=False):
