@@ -5,17 +5,19 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import sys
-import time
+import timeit
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
 # OpenMP's idle threads spin. Beside another busy process that costs most of the speed.
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 # Errors.
@@ -87,64 +89,55 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_json(path, default=None):
-    """The value in a JSON file, or default where there is none. DataError for a damaged one."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return default
-    except (ValueError, OSError) as error:
-        raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it")
-
-
 def write_arrays(path, **arrays):
     with whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
-def read_arrays(path):
-    """{name: array} of an .npz file. DataError for a missing or damaged one."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it, "
-                        "or train afresh")
-
-
 def save(path, value):
     """torch.save, whole or not at all."""
-    import torch
     with whole(path) as temporary:
         torch.save(value, temporary)
 
 
-def load(path):
-    """torch.load of tensors and plain values only, after the checksums (CRC-32) were compared.
-
-    DataError for a file that is missing, cut, altered or not of that kind.
-    """
-    import torch
+@contextlib.contextmanager
+def reading(path):
+    """What fails inside is a DataError: the file is lost or damaged, or none of ours."""
     try:
-        with zipfile.ZipFile(path) as file:
-            altered = file.testzip()
-        if altered is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        why = f"{altered} fails its checksum"
+        yield
     except MemoryError:
         raise
-    except OSError as error:
-        raise DataError(f"{quoted(path)}: {reason(error)}; restore it, or train afresh")
-    except Exception as error:  # whatever a damaged file makes zipfile, pickle or torch raise
-        why = reason(error)
-    raise DataError(f"{quoted(path)} is damaged, or no file of ours ({why}): restore it, "
-                    "or train afresh")
+    except Exception as error:  # whatever a damaged file makes json, zipfile, pickle or torch raise
+        raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it, "
+                        "or train afresh")
+
+
+def read_json(path, default=None):
+    """The value in a JSON file, or default where there is none."""
+    with reading(path), contextlib.suppress(FileNotFoundError):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    return default
+
+
+def read_arrays(path):
+    """{name: array} of an .npz file."""
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def load(path):
+    """torch.load of tensors and plain values only, after the checksums (CRC-32) were compared."""
+    with reading(path), zipfile.ZipFile(path) as file:
+        altered = file.testzip()
+        if altered:
+            raise zipfile.BadZipFile(f"{altered} fails its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
 def sole_writer(folder):
     """Hold a folder's lock. It dies with the process. UsageError while another one holds it."""
-    import fcntl
+    import fcntl  # not there on Windows
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a") as file:
         try:
@@ -161,7 +154,6 @@ def sole_writer(folder):
 
 def pick_device(name="auto"):
     """torch.device by name; auto takes cuda, then mps, then cpu. UsageError if it is not there."""
-    import torch
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
@@ -178,29 +170,23 @@ def fast_dtype(device):
 
     On a CPU both are timed here: bfloat16 must be 1.3 times as fast.
     """
-    import torch
+    fast = False
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(2048, 256, dtype=dtype)
-        b = torch.ones(256, 768, dtype=dtype)
-        times = []
-        for _ in range(20):  # the best of many, since others may use the machine
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
-    fast = best[torch.float32] > 1.3 * best[torch.bfloat16]
+    elif device.type == "cpu":
+        fast = product_seconds(torch.float32) > 1.3 * product_seconds(torch.bfloat16)
     return torch.bfloat16 if fast else torch.float32
+
+
+def product_seconds(dtype):
+    a = torch.ones(2048, 256, dtype=dtype)
+    b = torch.ones(256, 768, dtype=dtype)
+    times = timeit.repeat(lambda: a @ b, number=1, repeat=20)
+    return min(times)  # others may use the machine
 
 
 def autocast(device, dtype):
     """The context in which matrix products run in dtype."""
-    import torch
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
@@ -229,17 +215,14 @@ def number(kind, least, most=math.inf):
     return parse
 
 
-OUT_OF_MEMORY = ("out of memory ({}): to train, a lower --micro-batch, --batch-tokens or --preset "
-                 "needs less; to sample, a lower --n")
-
-
 def message(error):
     """What a person is told of an exception: one line."""
     if isinstance(error, (DataError, ValueError)):
         return str(error)
-    texts = ("out of memory", "tried to allocate")  # of GPUs and of CPUs, as torch says it
-    if isinstance(error, MemoryError) or any(text in str(error) for text in texts):
-        return OUT_OF_MEMORY.format(reason(error))
+    # torch's own words, for GPUs and for CPUs
+    if isinstance(error, MemoryError) or re.search("out of memory|tried to allocate", str(error)):
+        return (f"out of memory ({reason(error)}): to train, a lower --micro-batch, --batch-tokens "
+                "or --preset needs less; to sample, a lower --n")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left ({error.filename or error.strerror}): make room"
     if isinstance(error, OSError) and error.filename:

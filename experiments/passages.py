@@ -35,7 +35,7 @@ QUICK = dict(n=4)
 
 def writer_of(text):
     """The writer whose form a passage has, or "none"."""
-    return WRITER.get(tuple(kind for kind, _ in judges.parse_passage(text)), "none")
+    return WRITER.get(judges.parse_passage(text)[0], "none")
 
 
 def true_nats():

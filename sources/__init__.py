@@ -1,7 +1,5 @@
 """Where items come from: the toy world, or one's own folders. All are a `Source`."""
-import bisect
 import hashlib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,27 +37,3 @@ def digest(*parts):
         sha.update(len(part).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")
         sha.update(part)
     return sha.hexdigest()[:16]
-
-
-def merge(sources):
-    """Several sources of one kind as one: the items of the first, then those of the second, ..."""
-    if len(sources) == 1:
-        return sources[0]
-    ends = list(itertools.accumulate(len(source) for source in sources))
-
-    def load(indices):
-        items = []
-        for i in indices:
-            which = bisect.bisect_right(ends, i)
-            start = ends[which] - len(sources[which])
-            items += sources[which].load([i - start])
-        return items
-
-    kind = sources[0].kind
-    return Source(
-        kind=kind,
-        name=", ".join(source.name for source in sources),
-        texts=[text for source in sources for text in source.texts],
-        load=None if kind == "text" else load,
-        keys=[key for source in sources for key in source.keys],
-    )

@@ -10,13 +10,16 @@ Pictures and recordings need a text each. It stands in one of these layouts:
 Metadata stand in the folder or in its subfolder train. The files that they name stand beside them
 or in wavs. Links are followed. Hidden files and folders are not read.
 
-Each item is judged once, as it will be used. Only names and texts stay in memory.
+A reader lists a folder's files, pairs them with texts, judges each pair once, as it will be used,
+and says in one line what it found. Only names and texts stay in memory.
 """
+import contextlib
 import csv
 import io
-import itertools
 import json
+import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +34,7 @@ from sources import Source, digest
 
 SAMPLE_RATE = 16000  # Hz
 LARGEST_SIDE = 64  # pixels, where no side is asked for
+SHORTEST = 0.1  # seconds of a recording
 LOUDEST = 2.0  # full scale is 1: a decoded mp3 may exceed it a little, integers do by far
 QUIETEST = 1e-4  # three steps of 16 bits
 LEAST_TEXT = 100  # characters of all documents together
@@ -39,6 +43,7 @@ PICTURES = set(
     ".psd .qoi .sgi .tga .tif .tiff .webp".split()
 )
 CLIPS = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .w64 .wav .wave".split())
+KINDS = {"--text": "text", "--images": "image-text", "--speech": "speech-text"}
 HIDDEN = (".", "__MACOSX", "@eaDir")  # beginnings of names that no person wrote
 FILE_COLUMNS = "file_name filename file path audio_file audio_filepath audio wav image id".split()
 TEXT_COLUMNS = (  # the first that is there
@@ -51,33 +56,35 @@ TEXT_COLUMNS = (  # the first that is there
 # One file.
 
 
-def content_of(file):
-    """(bytes, how a message about them begins) of a path or of bytes."""
-    if isinstance(file, bytes):
-        return file, ""
+@contextlib.contextmanager
+def reading(file, kind):
+    """The stream of a path's bytes, or of bytes. What fails is a DataError that names the path."""
+    content = file
+    name = ""
     try:
-        with open(file, "rb") as opened:
-            return opened.read(), f"{quoted(file)}: "
-    except OSError as error:
-        missing = os.path.islink(file) and not os.path.exists(file)
-        why = "a link to a file that is missing, fetch it" if missing else reason(error)
-        raise DataError(f"{quoted(file)}: {why}")
+        if not isinstance(file, bytes):
+            name = f"{quoted(file)}: "
+            if os.path.islink(file) and not os.path.exists(file):
+                raise DataError("a link to a file that is missing, fetch it")
+            with open(file, "rb") as opened:
+                content = opened.read()
+        yield io.BytesIO(content)
+    except DataError as error:
+        raise DataError(f"{name}{error}")
+    except Exception as error:  # a broken file makes PIL raise nearly everything
+        why = "unknown format: convert it" if "BytesIO" in str(error) else reason(error)
+        if not getattr(error, "filename", ""):  # it could be opened
+            why = f"cannot be read as a {kind} ({why})"
+        raise DataError(f"{name}{why}")
 
 
 def text_of(file):
     """The text in a file. DataError for what is no text."""
-    content, name = content_of(file)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{name}not UTF-8: save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def why_not(error):
-    """Why PIL or libsndfile cannot read a file's bytes."""
-    text = reason(error)
-    return "unknown format: convert it" if "BytesIO" in text else text
+    with reading(file, "text") as stream:
+        try:
+            return io.TextIOWrapper(stream, "utf-8-sig").read()  # every line ends in \n
+        except UnicodeDecodeError:
+            raise DataError("not UTF-8: save it as UTF-8")
 
 
 def open_picture(file, side, channels):
@@ -85,22 +92,16 @@ def open_picture(file, side, channels):
 
     Transparent pixels become white. file: a path or bytes. DataError for what is no picture.
     """
-    content, name = content_of(file)
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture = ImageOps.exif_transpose(eight_bits(picture))
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            picture = picture.convert({1: "L", 3: "RGB"}[channels])
-            if picture.size != (side, side):
-                picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-            return np.asarray(picture, np.uint8).reshape(side, side, channels)
-    except DataError as error:
-        raise DataError(f"{name}{error}")
-    except Exception as error:  # a broken file makes PIL raise nearly everything
-        raise DataError(f"{name}cannot be read as a picture ({why_not(error)})")
+    with reading(file, "picture") as stream, Image.open(stream) as picture:
+        picture = ImageOps.exif_transpose(eight_bits(picture))
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+        picture = picture.convert({1: "L", 3: "RGB"}[channels])
+        if picture.size != (side, side):
+            picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+        return np.asarray(picture, np.uint8).reshape(side, side, channels)
 
 
 def eight_bits(picture):
@@ -127,62 +128,38 @@ def picture_format(files, patch=4):
     sides = []
     grey = True
     for file in files:
-        try:
-            with Image.open(file) as picture:
-                sides.append(min(picture.size))
-                grey = grey and picture.mode.startswith(("1", "L", "I", "F"))
-        except Exception:  # named when it is judged
-            pass
+        with contextlib.suppress(Exception), Image.open(file) as picture:
+            sides.append(min(picture.size))
+            grey = grey and picture.mode.startswith(("1", "L", "I", "F"))
     side = min(LARGEST_SIDE, sorted(sides or [patch])[len(sides) // 2])
     return max(patch, side // patch * patch), 1 if grey else 3
 
 
-class Recording(soundfile.SoundFile):
-    """A recording that is read from start to end: its header need not know where that is."""
-
-    def seekable(self):
-        return False
-
-
-def open_clip(file, shortest=0.1, longest=20.0):
-    """A recording as float32 (n,), mono at 16 kHz. It may last shortest to longest seconds.
+def open_clip(file, longest=20.0):
+    """A recording as float32 (n,), mono at 16 kHz. It may last SHORTEST to longest seconds.
 
     file: a path or bytes. DataError for what is no recording, is silent or beyond full scale.
     """
-    content, name = content_of(file)
-    blocks = []
-    count = 0
-    try:
-        with Recording(io.BytesIO(content)) as opened:
-            rate = opened.samplerate
-            while count <= longest * rate:
-                block = opened.read(65536, dtype="float32", always_2d=True)
-                if len(block) == 0:
-                    break
-                blocks.append(block)
-                count += len(block)
-    except Exception as error:
-        raise DataError(f"{name}cannot be read as a recording ({why_not(error)})")
-    if count > longest * rate:
-        raise DataError(f"{name}lasts over {longest:g} s (--longest-clip)")
-    if count == 0 or count < shortest * rate:
-        raise DataError(f"{name}lasts {count / rate:.2f} s, under {shortest:g} s")
-    return mono(np.concatenate(blocks), rate, name)
-
-
-def mono(channels, rate, name):
-    """Channels (n, c) as one wave at 16 kHz. It is judged as it will be used."""
-    loudest = np.abs(channels).max()
-    if not np.isfinite(loudest):
-        raise DataError(f"{name}holds values that are no numbers")
-    if loudest > LOUDEST:
-        raise DataError(f"{name}reaches {loudest:.2g}, where full scale is 1: divide its values")
-    if loudest < QUIETEST:
-        raise DataError(f"{name}is silent")
-    wave = resample(channels.mean(1), rate)
-    if np.abs(wave).max() < max(QUIETEST, 0.01 * loudest):
-        raise DataError(f"{name}is silent as one channel at 16 kHz: keep one of its channels")
-    return wave.astype(np.float32)
+    with reading(file, "recording") as stream, soundfile.SoundFile(stream) as recording:
+        recording.seekable = lambda: False  # its header need not know where it ends
+        rate = recording.samplerate
+        channels = recording.read(int(longest * rate) + 1, dtype="float32", always_2d=True)
+        seconds = len(channels) / rate
+        if seconds > longest:
+            raise DataError(f"lasts over {longest:g} s (--longest-clip)")
+        if seconds < SHORTEST:
+            raise DataError(f"lasts {seconds:.2f} s, under {SHORTEST:g} s")
+        loudest = np.abs(channels).max()
+        if not np.isfinite(loudest):
+            raise DataError("holds values that are no numbers")
+        if loudest > LOUDEST:
+            raise DataError(f"reaches {loudest:.2g}, where full scale is 1: divide its values")
+        if loudest < QUIETEST:
+            raise DataError("is silent")
+        wave = resample(channels.mean(1), rate)
+        if np.abs(wave).max() < max(QUIETEST, 0.01 * loudest):
+            raise DataError("is silent as one channel at 16 kHz: keep one of its channels")
+        return wave.astype(np.float32)
 
 
 def resample(wave, rate):
@@ -215,8 +192,8 @@ def ending(name):
 
 
 def folded(name):
-    """One spelling of names that differ in case or in how accents are stored."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """One spelling of names that differ in case, in slashes or in how accents are stored."""
+    return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
 
 
 class Folder:
@@ -226,7 +203,7 @@ class Folder:
         self.root = root
         self.names = []
         self.unreadable = []  # items that stand for subfolders
-        self.used = set()  # names that are found or read
+        self.used = set()  # names of items and of texts
         self.index = {}  # folded name, with and without ending -> names
         self.walk("", ())
         for name in self.names:
@@ -263,36 +240,26 @@ class Folder:
         self.used.add(name)
         return text_of(self.path(name))
 
-    def find(self, name, endings=()):
-        """The file of that name, or "". DataError if there are two.
+    def find(self, name, places, endings):
+        """The file of that name in one of the subfolders `places`. DataError if none, or two.
 
-        The name may lack its ending. One of `endings` is preferred then.
+        The name may lack its ending: one of `endings` is preferred then. It may be absolute, or of
+        another system. Only files that `walk` found are found: no name leads out of the folder.
         """
-        found = self.index.get(folded(name), [])
-        exact = [file for file in found if file == name]
-        whole = [file for file in found if folded(file) == folded(name)]
-        readable = [file for file in found if ending(file) in endings]
-        found = exact or whole or readable or found
-        if len(found) > 1:
-            raise DataError(f"two files of that name ({', '.join(found)}): rename one")
-        self.used.update(found)
-        return "".join(found)
-
-    def find_listed(self, name, inside, endings):
-        """The file that metadata in the subfolder `inside` name. DataError if there is none.
-
-        Names may also be relative to wavs or to the folder above, absolute, or of another system.
-        Only files that `walk` found are found, so no name leads out of the folder.
-        """
-        for spelled in (name, name.replace("\\", "/")):
-            for place in ("", "wavs", os.pardir):
-                path = self.path(os.path.join(inside, place, spelled))
-                path = os.path.relpath(path, self.root)
-                found = self.find(path, endings)
-                if found:
-                    return found
-        path = os.path.relpath(self.path(os.path.join(inside, spelled)), self.root)
-        outside = path.startswith(os.pardir)
+        name = name.replace("\\", "/")
+        paths = [os.path.join(self.root, place, name) for place in places]
+        paths = [os.path.relpath(path, self.root) for path in paths]
+        for path in paths:
+            found = self.index.get(folded(path), [])
+            exact = [file for file in found if file == path]
+            whole = [file for file in found if folded(file) == folded(path)]
+            readable = [file for file in found if ending(file) in endings]
+            found = exact or whole or readable or found
+            if len(found) > 1:
+                raise DataError(f"two files of that name ({', '.join(found)}): rename one")
+            if found:
+                return found[0]
+        outside = paths[0].startswith(os.pardir)
         raise DataError("lies outside the folder" if outside else "no such file")
 
     def left_aside(self):
@@ -305,21 +272,19 @@ class Folder:
 # Layouts. Each gives rows: (name of a file, its text, why they cannot be used).
 
 
-def rows_beside(folder, metadata, endings):
+def rows_beside(folder, endings):
     """Each file that has such an ending, with the .txt of the same name."""
     rows = []
-    stems = set()
     for name in folder.names:
         if ending(name) not in endings:
             continue
         stem = os.path.splitext(name)[0]
         try:
-            text = folder.find(stem + ".txt")
-            if ending(text) != ".txt":
+            if folded(f"{stem}.txt") not in folder.index:
                 raise DataError(f"{quoted(stem)}.txt is missing")
-            if stem in stems:
+            text = folder.find(f"{stem}.txt", [""], [".txt"])
+            if text in folder.used:
                 raise DataError(f"a second file beside {quoted(text)}")
-            stems.add(stem)
             texts = [folder.read(text)]
             if endings is PICTURES:
                 texts = [line for line in texts[0].split("\n") if line.strip()] or [""]
@@ -339,29 +304,25 @@ def chosen_columns(names):
     return None
 
 
-def json_rows(folder, metadata, endings):
+def json_rows(content):
     """Rows of a metadata.jsonl."""
     rows = []
-    for number, line in enumerate(folder.read(metadata).split("\n"), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
-        name = f"{os.path.basename(metadata)}:{number}"
-        row = (name, "", 'not {"file_name": "a name", "text": "a text"}')
-        try:
+        row = (f"metadata.jsonl:{number}", "", 'not {"file_name": "a name", "text": "a text"}')
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
             cells = json.loads(line)
             file, text = chosen_columns(cells)
             cells = list(cells.values())
             if isinstance(cells[text], str):
                 row = (str(cells[file]), cells[text], "")
-        except (ValueError, TypeError, AttributeError):
-            pass
         rows.append(row)
     return rows
 
 
-def csv_rows(folder, metadata, endings):
+def csv_rows(content):
     """Rows of a metadata.csv. DataError where nobody can tell which columns are meant."""
-    content = folder.read(metadata)
     first = content.lstrip().split("\n")[0]
     columns = chosen_columns(first.split(","))
     if columns:  # quoted cells may hold line ends
@@ -370,14 +331,13 @@ def csv_rows(folder, metadata, endings):
         columns = chosen_columns(first.split("|"))
         table = [split_bars(line) for line in content.split("\n")]
     table = [cells for cells in table if any(cells)]
-    widths = [len(cells) for cells in table]
-    width = max(set(widths), key=widths.count, default=0)
-    if width < 2:
-        raise DataError(f"{quoted(folder.path(metadata))}: neither id|text nor a table whose first "
-                        "line is file_name,text")
     if columns:
         width = len(table.pop(0))
     else:
+        widths = [len(cells) for cells in table]
+        width = max(set(widths), key=widths.count, default=0)
+        if width < 2:
+            raise DataError("neither id|text nor a table whose first line is file_name,text")
         columns = 0, text_column([cells for cells in table if len(cells) == width])
     rows = []
     for cells in table:
@@ -408,42 +368,40 @@ def text_column(table):
     return max(varied, default=1)
 
 
-LAYOUTS = {
+LAYOUTS = {  # the first that is there
     "metadata.jsonl": json_rows,
     "metadata.csv": csv_rows,
     "train/metadata.jsonl": json_rows,
     "train/metadata.csv": csv_rows,
-    "": rows_beside,
 }
 
 
 # ------------------------------------------------------------------------------------------------
-# One reader.
-
-
-def documents_of(path):
-    """The items of a .txt file or of a folder of them, and what is left aside."""
-    if os.path.exists(path) and not os.path.isdir(path):
-        return [Item(path)], Counter()
-    folder = Folder(path)
-    names = [name for name in folder.names if ending(name) == ".txt"]
-    folder.used.update(names)
-    items = [Item(folder.path(name)) for name in names]
-    return items + folder.unreadable, folder.left_aside()
+# From paths to items.
 
 
 def items_of(root, endings):
     """The items of a folder, and how many of its files are left aside, by ending."""
-    present = [name for name in LAYOUTS if os.path.exists(os.path.join(root, name))]
-    metadata = "".join(present[:1])
-    inside = os.path.dirname(metadata)
     folder = Folder(root)
+    metadata = next((name for name in LAYOUTS if name in folder.names), "")
+    inside = os.path.dirname(metadata)
+    places = [os.path.join(inside, place) for place in ("", "wavs", os.pardir)]
+    if metadata:
+        content = folder.read(metadata)
+        try:
+            rows = LAYOUTS[metadata](content)
+        except (DataError, csv.Error) as error:
+            raise DataError(f"{quoted(folder.path(metadata))}: {error}")
+    else:
+        rows = rows_beside(folder, endings)
     items = folder.unreadable
-    for name, text, why in LAYOUTS[metadata](folder, metadata, endings):
-        item = Item(text=text)
+    for name, text, why in rows:
+        item = Item(text=" ".join(text.split()))
         items.append(item)
         try:
-            item.file = folder.path(folder.find_listed(name, inside, endings))
+            found = folder.find(name, places, endings)
+            folder.used.add(found)
+            item.file = folder.path(found)
         except DataError as error:
             why = why or str(error)
         if why:
@@ -456,6 +414,26 @@ def items_of(root, endings):
     return items, left
 
 
+def documents_of(path):
+    """The items of a .txt file or of a folder of them, and what is left aside."""
+    files = [path]
+    items = []
+    left = Counter()
+    if os.path.isdir(path) or not os.path.exists(path):
+        folder = Folder(path)
+        names = [name for name in folder.names if ending(name) == ".txt"]
+        folder.used.update(names)
+        files = [folder.path(name) for name in names]
+        items = folder.unreadable
+        left = folder.left_aside()
+    for file in files:
+        try:
+            items.append(Item(file, text_of(file).strip()))
+        except DataError as error:
+            items.append(Item(why=str(error)))
+    return items, left
+
+
 def gather(flag, paths, read, *args):
     """What `read` says of all paths."""
     items = []
@@ -465,54 +443,53 @@ def gather(flag, paths, read, *args):
             more, aside = read(path, *args)
         except DataError as error:
             raise DataError(f"{flag} {error}")
-        except csv.Error as error:
-            raise DataError(f"{flag} {quoted(path)}: metadata.csv: {error}")
         items += more
         left += aside
     return items, left
 
 
-def fault_of_text(text, longest=None):
-    """Why a text cannot be used, or ""."""
-    if not text:
-        return "its text is empty"
-    if "\0" in text:
-        return "its text holds NUL characters: it is no text, or is not UTF-8"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "its text holds halves of characters (surrogates)"
-    if longest and len(text) > longest:
-        return f"its text has {len(text)} characters, over {longest} (--longest-caption)"
-    return ""
+# ------------------------------------------------------------------------------------------------
+# Items are judged.
 
 
-def look(file, opened):
-    """(key, length, why it cannot be used) of a file. opened(file) is its array."""
-    try:
-        array = opened(file)
-        return digest(array), len(array), ""
-    except DataError as error:
-        return "", 0, str(error)
+def judge_text(item, longest=math.inf):
+    """Set why an item's text cannot be used, if so."""
+    fault = ""
+    if not item.text:
+        fault = "is empty"
+    elif "\0" in item.text:
+        fault = "holds NUL characters: it is no text, or is not UTF-8"
+    elif re.search("[\ud800-\udfff]", item.text):
+        fault = "holds halves of characters (surrogates)"
+    elif len(item.text) > longest:
+        fault = f"has {len(item.text)} characters, over {longest} (--longest-caption)"
+    if fault and not item.why:
+        item.why = f"{quoted(item.file)}: its text {fault}"
 
 
 def judge(items, opened, longest_text):
-    """Set the items' keys and lengths, or why they cannot be used. Each file is read once."""
-    files = list(dict.fromkeys(item.file for item in items if not item.why))
-    with ThreadPoolExecutor() as pool:
-        looked = pool.map(look, files, itertools.repeat(opened))
-        looked = dict(zip(files, looked))
+    """Set the items' keys and lengths, or why they cannot be used.
+
+    opened(file) is the array of a file. Each file is read once.
+    """
+    def look(file):
+        try:
+            array = opened(file)
+            return digest(array), len(array), ""
+        except DataError as error:
+            return "", 0, str(error)
+
     for item in items:
-        if item.why:
-            continue
-        item.text = " ".join(item.text.split())
-        fault = fault_of_text(item.text, longest_text)
+        judge_text(item, longest_text)
+    good = [item for item in items if not item.why]
+    files = list(dict.fromkeys(item.file for item in good))
+    with ThreadPoolExecutor() as pool:
+        looked = dict(zip(files, pool.map(look, files)))
+    for item in good:
         item.key, item.length, item.why = looked[item.file]
-        if fault:
-            item.why = f"{quoted(item.file)}: {fault}"
 
 
-def usable(items, flag, skip_bad):
+def usable(flag, items, skip_bad):
     """The items that can be used. DataError names the others. With skip_bad they are printed."""
     bad = [item.why for item in items if item.why]
     good = [item for item in items if not item.why]
@@ -530,63 +507,51 @@ def usable(items, flag, skip_bad):
     return good
 
 
+# ------------------------------------------------------------------------------------------------
+# The three readers.
+
+
+def names_of(paths):
+    return printable(", ".join(quoted(path) for path in paths))
+
+
 def counted(endings):
     """Counts of endings in words."""
     return ", ".join(f"{n} {name}" for name, n in endings.most_common()) or "nothing"
 
 
-def shown(flag, source, what, left):
-    """The source, after a line that lets a person see whether it is what was meant."""
-    lengths = sorted(len(text) for text in source.texts)
-    line = (f"{flag} {source.name}: {what}; texts of {lengths[len(lengths) // 2]} characters "
-            f"(median) to {lengths[-1]}; the first: {source.texts[0][:60]!r}")
+def source_of(flag, paths, items, opened, what, left):
+    """The items as a Source, after a line that shows whether they are what was meant."""
+    def load(indices):
+        return [opened(items[i].file) for i in indices]
+
+    name = names_of(paths)
+    texts = [item.text for item in items]
+    lengths = sorted(len(text) for text in texts)
+    line = (f"{flag} {name}: {what}; texts of {lengths[len(lengths) // 2]} characters (median) "
+            f"to {lengths[-1]}; the first: {texts[0][:60]!r}")
     if left:
         line += f"; left aside: {counted(left)}"
     print(printable(line), flush=True)
-    return source
-
-
-def name_of(paths):
-    return printable(", ".join(quoted(path) for path in paths))
+    keys = [item.key for item in items]
+    return Source(KINDS[flag], name, texts, load if opened else None, keys)
 
 
 def read_text(paths, skip_bad=False):
     """.txt files, or all those in folders, as a Source. Each file is a document."""
-    items, left = gather("--text", paths, documents_of)
+    found, left = gather("--text", paths, documents_of)
+    items = [item for item in found if item.text or item.why]
+    left["empty"] = len(found) - len(items)
     for item in items:
-        if item.why:
-            continue
-        try:
-            item.text = text_of(item.file).strip()
-            fault = item.text and fault_of_text(item.text)
-            item.why = fault and f"{quoted(item.file)}: {fault}"
-        except DataError as error:
-            item.why = str(error)
-    items = usable(items, "--text", skip_bad)
-    texts = [item.text for item in items if item.text]
-    left["empty"] = len(items) - len(texts)
-    total = sum(len(text) for text in texts)
+        judge_text(item)
+        item.key = digest(item.text)
+    items = usable("--text", items, skip_bad)
+    total = sum(len(item.text) for item in items)
     if total < LEAST_TEXT:
-        raise DataError(f"--text {name_of(paths)}: {total} character(s) in all, too little text to "
-                        f"learn from: give .txt files, or folders of them, with {LEAST_TEXT}")
-    keys = [digest(text) for text in texts]
-    source = Source("text", name_of(paths), texts, None, keys)
-    return shown("--text", source, f"{len(texts)} document(s), {total:,} characters", +left)
-
-
-def pairs(flag, kind, folders, items, opened):
-    """Items with files as a Source."""
-    files = [item.file for item in items]
-
-    def load(indices):
-        return [opened(files[i]) for i in indices]
-
-    texts = [item.text for item in items]
-    keys = [item.key for item in items]
-    if len(set(keys)) < 2:
-        raise DataError(f"{flag} {name_of(folders)}: holds only one item, or several copies of "
-                        "one: give two or more, since some are held out")
-    return Source(kind, name_of(folders), texts, load, keys)
+        raise DataError(f"--text {names_of(paths)}: {total} character(s) in all, too little text "
+                        f"to learn from: give .txt files, or folders of them, with {LEAST_TEXT}")
+    what = f"{len(items)} document(s), {total:,} characters"
+    return source_of("--text", paths, items, None, what, +left)
 
 
 def read_images(folders, side=0, skip_bad=False, longest_text=300, patch=4):
@@ -604,27 +569,26 @@ def read_images(folders, side=0, skip_bad=False, longest_text=300, patch=4):
         return open_picture(file, side, channels)
 
     judge(items, opened, longest_text)
-    items = usable(items, "--images", skip_bad)
-    source = pairs("--images", "image-text", folders, items, opened)
+    items = usable("--images", items, skip_bad)
     count = len({item.file for item in items})
     what = f"{count} picture(s), side {side} ({how}), {channels} channel(s)"
     if count < len(items):
         what += f", {len(items)} captions (one a line)"
-    return shown("--images", source, what, left)
+    return source_of("--images", folders, items, opened, what, left)
 
 
-def read_speech(folders, skip_bad=False, longest_text=300, shortest=0.1, longest=20.0):
+def read_speech(folders, skip_bad=False, longest_text=300, longest=20.0):
     """Folders of recordings with transcripts as a Source of float32 waves at 16 kHz.
 
-    longest_text: characters of a transcript. shortest, longest: seconds of a recording.
+    longest_text: characters of a transcript. longest: seconds of a recording.
     """
     items, left = gather("--speech", folders, items_of, CLIPS)
 
     def opened(file):
-        return open_clip(file, shortest, longest)
+        return open_clip(file, longest)
 
     judge(items, opened, longest_text)
-    items = usable(items, "--speech", skip_bad)
-    source = pairs("--speech", "speech-text", folders, items, opened)
+    items = usable("--speech", items, skip_bad)
     seconds = sum(item.length for item in items) / SAMPLE_RATE
-    return shown("--speech", source, f"{len(items)} recording(s), {seconds:,.1f} s in all", left)
+    what = f"{len(items)} recording(s), {seconds:,.1f} s in all"
+    return source_of("--speech", folders, items, opened, what, left)

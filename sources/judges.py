@@ -11,7 +11,7 @@ import numpy as np
 
 from sources import toyworld
 from sources.toyworld import BACKGROUNDS, COLOURS, COUNTS, INVERSE, KINDS, RELATIONS, SHAPES, SIZES
-from sources.toyworld import Scene, Thing
+from sources.toyworld import STEP, Scene, Thing
 
 # ------------------------------------------------------------------------------------------------
 # Pictures. Every thing at every place is compared with the picture, by least squares. What fits
@@ -61,20 +61,14 @@ def read_pictures(images):
     """
     read = []
     for start in range(0, len(images), CHUNK):
-        read += read_chunk(np.asarray(images[start : start + CHUNK], np.float32))
-    return read
-
-
-def read_chunk(pictures):
-    """Pictures (N, 32, 32, 3) float32 -> a list of N Scene or None."""
-    backgrounds = [background_of(picture) for picture in pictures]
-    single = explained(pictures, backgrounds, count=1)  # (N, M, C)
-    paired = explained(pictures, backgrounds, count=2)
-    read = []
-    for i, background in enumerate(backgrounds):
-        things = find_things(single[i], paired[i])
-        agrees = misfit(pictures[i], background, things) <= TOLERANCE
-        read.append(scene_of(background, things) if agrees else None)
+        pictures = np.asarray(images[start : start + CHUNK], np.float32)
+        backgrounds = [background_of(picture) for picture in pictures]
+        single = explained(pictures, backgrounds, count=1)  # (CHUNK, M, C)
+        paired = explained(pictures, backgrounds, count=2)
+        for i, background in enumerate(backgrounds):
+            things = find_things(single[i], paired[i])
+            agrees = misfit(pictures[i], background, things) <= TOLERANCE
+            read.append(scene_of(background, things) if agrees else None)
     return read
 
 
@@ -99,7 +93,7 @@ def explained(pictures, backgrounds, count):
     paints = colours - grounds  # (N, C, 3)
     rest = pictures.reshape(n, -1, 3) - grounds  # (N, 1024, 3)
     under = np.tensordot(rest, cover, (1, 1)).swapaxes(1, 2)  # (N, M, 3)
-    areas = (cover**2).sum(1)[:, None]  # (M, 1)
+    areas = (cover**2).sum(1, keepdims=True)  # (M, 1)
     energies = areas * (paints**2).sum(2)[:, None]  # (N, M, C)
     return 2 * under @ paints.swapaxes(1, 2) - energies
 
@@ -149,11 +143,12 @@ def scene_of(background, things):
 
 
 def relation_of(a, b):
-    down = a.y - b.y
-    across = a.x - b.x
-    if abs(down) > abs(across):
-        return "below" if down > 0 else "above"
-    return "right of" if across > 0 else "left of"
+    """The relation whose step goes furthest from b to a."""
+    def along(relation):
+        down, across = STEP[relation]
+        return down * (a.y - b.y) + across * (a.x - b.x)
+
+    return max(RELATIONS, key=along)
 
 
 MARKS = ("all", "background", "count", "colour", "shape", "size", "relation")
@@ -255,11 +250,14 @@ SENTENCES = {
 
 
 def parse_passage(text):
-    """The sentences of a passage, each as (its kind in SENTENCES, its fields).
-
-    (None, ()) stands for a sentence of no kind.
-    """
-    return [parse_sentence(sentence) for sentence in text.removesuffix(".").split(". ")]
+    """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
+    kinds = []
+    fields = []
+    for sentence in text.removesuffix(".").split(". "):
+        kind, found = parse_sentence(sentence)
+        kinds.append(kind)
+        fields.append(found)
+    return tuple(kinds), fields
 
 
 def parse_sentence(sentence):
@@ -334,17 +332,11 @@ def judge_passages(texts):
     grammatical = np.zeros(len(texts), bool)
     consistent = np.zeros(len(texts), bool)
     for i, text in enumerate(texts):
-        form, fields = form_of(text)
+        form, fields = parse_passage(text)
         if form in FORMS and text.endswith("."):
             grammatical[i] = True
             consistent[i] = FORMS[form](*fields)
     return {"grammatical": grammatical, "consistent": consistent}
-
-
-def form_of(text):
-    """The kinds of a passage's sentences, and the fields of each."""
-    kinds, fields = zip(*parse_passage(text))
-    return kinds, fields
 
 
 def variety(texts):
@@ -352,7 +344,7 @@ def variety(texts):
 
     1 if all are equally frequent, 0 if no passage has a form. The world's own passages: 0.95.
     """
-    forms = [form_of(text)[0] for text in texts]
+    forms = [parse_passage(text)[0] for text in texts]
     counts = np.array([forms.count(form) for form in FORMS])
     counts = counts[counts > 0]
     if not len(counts):

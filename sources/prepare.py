@@ -24,7 +24,7 @@ def sources_of(config):
     """{kind: Source} of one's own folders, or of the toy world. UsageError where --mix has none."""
     if not (config.text or config.images or config.speech):
         kinds = [kind for kind in KINDS if config.mix.get(kind)]
-        return {kind: TOY[kind](config.items, config.seed) for kind in kinds}
+        return {kind: toy_source(kind, config.items, config.seed) for kind in kinds}
     sources = own_sources(config)
     for kind in sources:
         if not config.mix.get(kind):
@@ -48,27 +48,20 @@ def own_sources(config):
     return sources
 
 
-def toy_texts(items, seed):
-    passages = toyworld.passages(items, seed)
-    return Source("text", "toy world", passages, None, passages)
-
-
-def toy_pictures(items, seed):
-    scenes = toyworld.scenes(items, seed)
-    captions = [toyworld.caption(scene) for scene in scenes]
-    pictures = toyworld.draw(scenes, seed)
-    return Source("image-text", "toy world", captions, lambda at: [pictures[i] for i in at],
-                  [digest(picture) for picture in pictures])
-
-
-def toy_clips(items, seed):
-    phrases = toyspeech.phrases(max(2, items // 5), seed)
-    waves = toyspeech.speak(phrases, seed)
-    return Source("speech-text", "toy world", phrases, lambda at: [waves[i] for i in at],
-                  [digest(wave) for wave in waves])
-
-
-TOY = {"text": toy_texts, "image-text": toy_pictures, "speech-text": toy_clips}
+def toy_source(kind, items, seed):
+    """The items of the toy world. Of clips there are a fifth as many."""
+    if kind == "text":
+        passages = toyworld.passages(items, seed)
+        return Source(kind, "toy world", passages, None, passages)
+    if kind == "image-text":
+        scenes = toyworld.scenes(items, seed)
+        texts = [toyworld.caption(scene) for scene in scenes]
+        samples = toyworld.draw(scenes, seed)
+    else:
+        texts = toyspeech.phrases(max(2, items // 5), seed)
+        samples = toyspeech.speak(texts, seed)
+    keys = [digest(sample) for sample in samples]
+    return Source(kind, "toy world", texts, lambda at: [samples[i] for i in at], keys)
 
 
 def split(source, share=0.05, most=1024):
@@ -78,7 +71,8 @@ def split(source, share=0.05, most=1024):
         groups.setdefault(key, []).append(i)
     groups = list(groups.values())
     if len(groups) < 2:
-        raise DataError(f"{source.name}: one item cannot be trained on and held out: give more")
+        raise DataError(f"{source.name}: holds only one item, or several copies of one: give two "
+                        "or more, since some are held out")
     wanted = min(most, max(1, int(share * len(source))))
     held = []
     for n in rng(0, 17).permutation(len(groups))[:-1]:
@@ -117,7 +111,22 @@ TOKENIZER_ITEMS = 6000     # pictures or clips that a tokenizer is trained on, a
 TOKENIZER_BYTES = 2 ** 29  # and their size
 
 
-def train_text(sources, train, config, device):
+def train_tokenizer(modality, sources, train, config, device):
+    """A tokenizer, trained on the training items of the sources that have the modality."""
+    if modality == "text":
+        return train_text(sources, train, config)
+    samples = some_samples(sources[0], train[sources[0].kind], config.seed)
+    if modality == "image":
+        shape = dict(zip(("height", "width", "channels"), samples[0].shape))
+        settings = image.ImageConfig(**shape, **config.image_tokenizer)
+        made = image.train(samples, settings, config.image_steps, config.seed, device)
+    else:
+        settings = audio.AudioConfig(**config.speech_tokenizer)
+        made = audio.train(samples, settings, config.speech_steps, config.seed, device)
+    return made.to("cpu")
+
+
+def train_text(sources, train, config):
     """A text tokenizer from the training texts of all sources."""
     if config.encoding:
         return text.from_tiktoken(config.encoding)
@@ -133,33 +142,15 @@ def train_text(sources, train, config, device):
     return text.train(samples, config.vocab_size, repeats)
 
 
-def train_image(sources, train, config, device):
-    """A picture tokenizer from training pictures."""
-    samples = some_samples(sources[0], train, config.seed)
-    shape = dict(zip(("height", "width", "channels"), samples[0].shape))
-    settings = image.ImageConfig(**shape, **config.image_tokenizer)
-    return image.train(samples, settings, config.image_steps, config.seed, device).to("cpu")
-
-
-def train_speech(sources, train, config, device):
-    """A speech tokenizer from training clips."""
-    samples = some_samples(sources[0], train, config.seed)
-    settings = audio.AudioConfig(**config.speech_tokenizer)
-    return audio.train(samples, settings, config.speech_steps, config.seed, device).to("cpu")
-
-
-def some_samples(source, train, seed):
-    """Pictures or clips of training items, in random order, within the limits above."""
-    at = rng(seed, 2).permutation(train[source.kind])[:TOKENIZER_ITEMS]
+def some_samples(source, at, seed):
+    """Pictures or clips of items at the indices `at`, shuffled, within the limits above."""
+    at = rng(seed, 2).permutation(at)[:TOKENIZER_ITEMS]
     samples = []
     for i in range(0, len(at), 64):
         samples += source.load(at[i:i + 64])
         if sum(sample.nbytes for sample in samples) > TOKENIZER_BYTES:
             break
     return samples
-
-
-TRAIN = {"text": train_text, "image": train_image, "speech": train_speech}
 
 
 def samples_of(source, modality, at):
@@ -217,7 +208,7 @@ def prepare(config, folder, device, clock):
         if not having:
             continue
         clock(f"{modality} tokenizer")
-        tokenizer = TRAIN[modality](having, train, config, device)
+        tokenizer = train_tokenizer(modality, having, train, config, device)
         tokenizer.save(folder / row.file)
         samples = samples_of(having[0], modality, held[having[0].kind][:200])
         reports[modality] = tokenizer.report(samples)

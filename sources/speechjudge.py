@@ -16,6 +16,8 @@ from sources.toyspeech import (HOP, PHONEMES, SAMPLE_RATE, all_phrases, phonemes
 FRAME = 512  # samples, 32 ms
 STRIDE = 200  # samples, 12.5 ms
 BANDS = 26  # mel bands
+LOWEST = 80  # Hz
+HIGHEST = 7600  # Hz
 KEPT = 12  # cepstra that are kept: the first ones, without that of loudness
 RANGE = 45  # dB below the loudest that still count
 VOICES = ("tenor", "alto")  # of the templates. The other two voices are near enough
@@ -47,9 +49,9 @@ def mel(f):
 
 @functools.cache
 def mel_bands():
-    """Triangular filters from 80 to 7600 Hz, evenly on the mel scale: (FRAME / 2 + 1, BANDS)."""
+    """Triangular filters, evenly on the mel scale: (FRAME / 2 + 1, BANDS)."""
     bins = mel(np.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE))
-    centres = np.linspace(mel(80), mel(7600), BANDS + 2)
+    centres = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
     width = centres[1] - centres[0]
     apart = np.abs(bins[:, None] - centres[1:-1])
     return (1 - apart / width).clip(min=0)
@@ -204,7 +206,6 @@ def clear_words(phrase, errors):
 
 
 def read_one(wave):
-    """See `read_speech`."""
     x, _ = features(wave)
     least = np.inf
     said = []

@@ -195,7 +195,7 @@ def stamp(shape, radius):
     """
     width = 2 * SIDE + 1
     points = (np.arange(width * 8) + 0.5) / 8 - (SIDE + 0.5)  # pixels from the centre
-    inside = INSIDE[shape](points[:, None] / radius, points[None, :] / radius)
+    inside = INSIDE[shape](points[:, None] / radius, points / radius)
     return inside.reshape(width, 8, width, 8).mean((1, 3)).astype(np.float32)
 
 
@@ -208,9 +208,7 @@ def coverage(shape, size, y, x):
 
 def blank(background):
     """An empty picture: (32, 32, 3) float32."""
-    picture = np.empty((SIDE, SIDE, 3), np.float32)
-    picture[:] = BACKGROUNDS[background]
-    return picture
+    return np.full((SIDE, SIDE, 3), BACKGROUNDS[background], np.float32)
 
 
 def paint(picture, cover, colour):

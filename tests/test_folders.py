@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image
 
 from files import DataError
-from sources import digest, folders, merge
+from sources import digest, folders, prepare
 
 TEXT = "To be or not to be, that is the question. " * 5
 
@@ -464,29 +464,25 @@ def test_two_files_cannot_share_a_text(tmp_path):
 def test_one_picture_cannot_be_held_out(tmp_path):
     pictures(tmp_path, ("p0.png",))
     pictures(tmp_path / "copy", ("p0.png",))
-    assert "two or more" in refused(folders.read_images, [tmp_path])
+    assert "two or more" in refused(prepare.split, folders.read_images([tmp_path]))
 
 
-def test_sources_are_merged_in_order(tmp_path):
+def test_folders_are_read_in_order(tmp_path):
     pictures(tmp_path / "a")
     pictures(tmp_path / "b", ("p0.png", "p1.png", "p2.png"), "other")
     together = folders.read_images([tmp_path / "a", tmp_path / "b"])
-    merged = merge([folders.read_images([tmp_path / name]) for name in "ab"])
-    assert merged.texts == together.texts == [
-        "a caption 0", "a caption 1", "other 0", "other 1", "other 2"]
-    assert merged.keys == together.keys
-    last, first = merged.load([4, 0])
+    assert together.texts == ["a caption 0", "a caption 1", "other 0", "other 1", "other 2"]
+    last, first = together.load([4, 0])
     assert last[0, 0, 0] == 20
     assert first[0, 0, 0] == 0
 
 
 def test_long_texts_are_cut_where_lines_end_and_short_ones_never():
-    from sources.prepare import sections
     lines = "".join(f"line {n} of the book\n" for n in range(600))
     for book, ends in ((lines, "\n"), (lines.replace("\n", " "), " "), ("a" * 9000, "a")):
-        parts = sections([book])
+        parts = prepare.sections([book])
         assert "".join(parts) == book
         assert 30 < len(parts) <= 101
         assert all(part.endswith(ends) for part in parts)
     poems = ["a poem of some length " * 10] * 60
-    assert sections(poems) == poems
+    assert prepare.sections(poems) == poems
