@@ -113,10 +113,6 @@ def start(of):
     if of.unique:
         learnt = {k: data.Documents.of(d.first(of.unique), stream) for k, d in learnt.items()}
     training = train.Training(config, stream, learnt, CPU)
-    if not config.loss_weights:
-        member = stream.describe(training.batches(0)).member
-        counts = torch.bincount(member[member >= 0], minlength=len(data.MEMBERS)).double()
-        config.loss_weights = dict(zip(train.TERMS, (counts / counts.sum()).tolist()))
     settings = {"config": vars(config)}
     run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
     return training, run
