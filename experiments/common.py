@@ -201,10 +201,14 @@ def held_out(run, kind, members=(), rounds=4):
     return score.ratio(nats, tokens)
 
 
-def directions(training, run, kind):
+def directions(training, run, kinds):
     """{"image given text": [nats a token, error], ...}: members of pairs given the other."""
-    return {name: held_out(run, kind, members)
-            for name, members in score.directions(kind).items() if name != "joint"}
+    cells = {}
+    for kind in kinds:
+        for name, members in score.directions(kind).items():
+            if name != "joint":
+                cells[name] = held_out(run, kind, members)
+    return cells
 
 
 def judged(training, run, wanted):
