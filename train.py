@@ -76,8 +76,22 @@ def one_of(names):
     return parse
 
 
+# Recipes: what replaces the defaults below. A flag that is given wins over its recipe.
+# "paper" is what is known of arXiv 2602.21472: AdamW, since its batch rule sets betas and eps, the
+# bound as the loss, every token alike, anti-masking. The linear schedule is in both recipes.
+# Ours in "paper", too: what is masked in a pair (joint masking adds least), the mix, all values of
+# the optimizer. lr was tuned with Muon for the hidden matrices.
+RECIPES = {
+    "tuned": {},
+    "paper": dict(optimizer="adamw", weighting=dict.fromkeys(KINDS, "bound"), loss_weights={},
+                  complement=True, modes={"joint": 1.0}, time_power={}),
+}
+
+
 @dataclass
 class Config:
+    recipe: str = setting("tuned", "whose defaults: tuned, or paper: what is known of its training",
+                          one_of(RECIPES))
     run: str = setting("runs/toy", "folder for everything the run writes")
     minutes: float = setting(7.0, "time of the model's training; tokenizers come on top", SHARE)
     steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
@@ -117,7 +131,8 @@ class Config:
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
-        "weight of each member's term in the loss", name_values(TERMS, SHARE))
+        "weight of each member's term in the loss; the paper's: its share of the tokens",
+        name_values(TERMS, SHARE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
         {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
@@ -193,7 +208,8 @@ def parse(argv=None):
             how["help"] += f" (default: {typed(default)})"
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **how)
     given = vars(parser.parse_args(argv))
-    return Config(**given), set(given)
+    recipe = RECIPES[given.get("recipe", "tuned")]
+    return Config(**{**recipe, **given}), set(given)
 
 
 def typed(value):
@@ -393,6 +409,10 @@ class Training:
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
                              f"({self.batches.count}) than there are processes")
         self.terms = [name for name in TERMS if name.split("/")[0] in documents]
+        if not config.loss_weights:  # every token alike: the shares of the first step
+            member = stream.describe(self.batches(0)).member              # (B, L)
+            counts = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
+            config.loss_weights = dict(zip(TERMS, (counts / counts.sum()).tolist()))
         shape = config.model(stream.vocab, stream.places)
         self.net = models.Transformer(shape, config.seed).to(device)
         self.average = [p.detach().clone() for p in self.net.parameters()]
@@ -679,6 +699,7 @@ def start_run(folder, config):
 def resume_run(folder, config, given):
     """The settings of the run in folder. UsageError for a flag that asks for something else."""
     saved = files.read_json(folder / "config.json")["config"]
+    saved = {**run_settings(Config()), **saved}  # settings that are newer than the run
     for name in given - set(MAY_DIFFER):
         value = getattr(config, name)
         settled = name in ("compile", "dtype") and value == "auto"

@@ -113,10 +113,6 @@ def start(of):
     if of.unique:
         learnt = {k: data.Documents.of(d.first(of.unique), stream) for k, d in learnt.items()}
     training = train.Training(config, stream, learnt, CPU)
-    if not config.loss_weights:
-        member = stream.describe(training.batches(0)).member
-        counts = torch.bincount(member[member >= 0], minlength=len(data.MEMBERS)).double()
-        config.loss_weights = dict(zip(train.TERMS, (counts / counts.sum()).tolist()))
     settings = {"config": vars(config)}
     run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
     return training, run
@@ -205,10 +201,14 @@ def held_out(run, kind, members=(), rounds=4):
     return score.ratio(nats, tokens)
 
 
-def directions(training, run, kind):
+def directions(training, run, kinds):
     """{"image given text": [nats a token, error], ...}: members of pairs given the other."""
-    return {name: held_out(run, kind, members)
-            for name, members in score.directions(kind).items() if name != "joint"}
+    cells = {}
+    for kind in kinds:
+        for name, members in score.directions(kind).items():
+            if name != "joint":
+                cells[name] = held_out(run, kind, members)
+    return cells
 
 
 def judged(training, run, wanted):

@@ -32,7 +32,7 @@ QUICK = dict(tokens=2_000, seeds=(0,), arms={"joint": ARMS["joint"]}, n=2,
 
 def study(folder, tokens=600_000, seeds=(0, 1), arms=ARMS, n=100, shape={}, pairs=common.PAIRS):
     samples = {name: [n, *sampler] for name, sampler in SAMPLERS.items()}
-    measure = {"directions": "image-text", "samples": samples}
+    measure = {"directions": ["image-text"], "samples": samples}
     cells = {name: common.trial(tokens=tokens, batch_tokens=816, shape=shape, modes=modes,
                                 mix={"image-text": 1.0}, measure=measure, **pairs)
              for name, modes in arms.items()}

@@ -60,6 +60,23 @@ def test_quick_forms_run(name, capsys):
     assert "nan" not in out and "wrote" in out
 
 
+def test_recipes_differ_by_one_change_an_arm():
+    """From train.py's one recipe to the other, at the same tokens of each kind and steps."""
+    import recipes
+    arms = list(recipes.path_of_settings().values())
+    tuned = vars(train.Config())
+    assert arms[0] == train.RECIPES["paper"]
+    assert arms[-1] == {name: tuned[name] for name in arms[0]}
+    ends = [common.trial(mix=tuned["mix"], **arm, **common.FEW_PAIRS)
+            for arm in (arms[0], arms[-1])]
+    two, one = [common.start(of)[0] for of in ends]
+    assert one.batches.counts == {kind: 2 * n for kind, n in two.batches.counts.items()}
+    result = quick("recipes")
+    assert list(result["arms"]) == list(recipes.PATH)
+    first, *rest = result["trained on"].values()
+    assert all(of == pytest.approx(first, rel=0.05) for of in rest)
+
+
 def test_coordinates_stay_of_one_size_under_completep_alone():
     found = quick("coordinates")
     for axis in ("width", "depth"):

@@ -1,4 +1,5 @@
 """Training: runs from nothing to a table of scores, stopped, killed, shared out; the settings."""
+import dataclasses
 import functools
 import json
 import os
@@ -292,6 +293,36 @@ def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
                 encoding="gpt2")
     assert config == train.Config(**want) and given == set(want)
     assert train.Config(**json.loads(json.dumps(vars(config)))) == config
+
+
+def test_a_recipe_sets_defaults_and_flags_win():
+    tuned, _ = train.parse([])
+    assert tuned == train.Config()
+    paper, _ = train.parse(["--recipe", "paper"])
+    changed = {k for k, v in vars(paper).items() if v != getattr(tuned, k)}
+    assert changed == {"recipe", *train.RECIPES["paper"]}
+    assert (paper.optimizer, paper.schedule, paper.complement) == ("adamw", "linear", True)
+    assert (paper.modes, paper.time_power) == ({"joint": 1.0}, {})
+    mixed, _ = train.parse("--recipe paper --optimizer muon --no-complement".split())
+    assert dataclasses.replace(mixed, optimizer="adamw", complement=True) == paper
+    status, errors = told(train.main, "--recipe", "best")
+    assert status == 2 and "'best': choose from tuned, paper" in errors.splitlines()[-1]
+
+
+def test_the_papers_loss_counts_every_token_alike_and_resuming_keeps_it(trained, tmp_path, no_page):
+    """Its terms, weighted, are the sum over all hidden tokens over all that could be hidden."""
+    recipe = {"recipe": "paper", **train.RECIPES["paper"]}
+    made, batch = training(trained[0], **recipe)
+    terms = torch.rand(len(train.TERMS))
+    alike = (terms * batch.counts).sum() / batch.counts.sum()
+    assert torch.allclose((made.config.loss_weight_of_members() * terms).sum(), alike)
+    folder = begun(trained[0], tmp_path / "run", **recipe)
+    call(train.main, "--resume", "--run", folder)
+    saved = files.read_json(folder / "config.json")["config"]
+    assert saved["recipe"] == "paper" and saved["loss_weights"] == made.config.loss_weights
+    assert saved["complement"] and len(files.load(folder / "checkpoint.pt")["optimizers"]) == 1
+    status, errors = told(train.main, "--resume", "--run", folder, "--recipe", "tuned")
+    assert status == 2 and "--recipe is paper there" in errors
 
 
 def test_resuming_refuses_other_settings(trained, tmp_path):
