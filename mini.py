@@ -11,11 +11,9 @@ Writing: begin at t = 1, with masks alone, and go back to t = 0. On the way, rev
 import argparse
 import math
 import re
-import sys
-import time
 
 import torch
-from torch import nn
+from torch import nn, optim
 
 from sources.toyworld import passages
 
@@ -26,11 +24,12 @@ END = 1   # fills a row behind its document; is hidden and guessed like any othe
 def make_rows(documents):
     """Strings -> rows of tokens (N, L), no two alike, and the list of what the tokens stand for."""
     pattern = r" ?\w+| ?[^\w\s]"  # a word or a mark, with the space before it
-    split = {tuple(re.findall(pattern, line)[:64]) for line in documents}  # 64 tokens at most
-    vocabulary = [" __", "", *sorted(set().union(*split))]  # MASK, END, words and marks
+    texts = sorted({tuple(re.findall(pattern, line)[:64]) for line in documents})  # 64 words each
+    vocabulary = [" __", "", *sorted(set().union(*texts))]  # MASK, END, words and marks
     number = {word: i for i, word in enumerate(vocabulary)}
-    rows = torch.full((len(split), max(map(len, split))), END)
-    for row, words in zip(rows, sorted(split)):
+    length = max(map(len, texts))
+    rows = torch.full((len(texts), length), END)
+    for row, words in zip(rows, texts):
         row[:len(words)] = torch.tensor([number[word] for word in words])
     return rows, vocabulary
 
@@ -41,13 +40,17 @@ class Denoiser(nn.Module):
         super().__init__()
         self.token = nn.Embedding(size, width)
         self.place = nn.Parameter(torch.randn(length, width))
-        self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(
-            width, nhead=4, dim_feedforward=4 * width, dropout=0.0,
-            batch_first=True, norm_first=True) for _ in range(4)])  # no causal mask
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+        self.blocks = nn.Sequential()
+        for _ in range(4):
+            self.blocks.append(nn.TransformerEncoderLayer(  # no causal mask
+                width, nhead=4, dim_feedforward=4 * width, dropout=0.0,
+                batch_first=True, norm_first=True))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, size)
 
     def forward(self, x_t):  # (B, L)
-        logits = self.head(self.blocks(self.token(x_t) + self.place))  # (B, L, V)
+        h = self.blocks(self.token(x_t) + self.place)  # (B, L, D)
+        logits = self.head(self.norm(h))  # (B, L, V)
         logits[..., MASK] = -torch.inf  # behind a mask there is never a mask
         return logits
 
@@ -65,56 +68,53 @@ def loss(net, x_0, rng):
     masked = torch.rand(B, L, generator=rng) < t
     x_t = x_0.masked_fill(masked, MASK)
     nll = nn.functional.cross_entropy(net(x_t).mT, x_0, reduction="none")  # (B, L)
-    # 1/t makes up for the tokens that are seen, so the sum is divided by all tokens. To divide it
-    # by the number of masked ones would make up for the others twice, and bound nothing.
-    return (nll * masked / t).sum() / (B * L) / math.log(2)
+    weighted = nll * masked / t  # 1/t makes up for the tokens that are seen
+    # So the mean is over all tokens. Over the masked ones alone it would bound nothing.
+    return weighted.mean() / math.log(2)
 
 
 @torch.no_grad()
 def sample(net, length, steps, rng):
-    """Yield x_t (L,) from t = 1 to 0. The step to s reveals (t - s) / t of the masks (MDLM eq. 7).
-
-    Tokens revealed in one step do not know of each other: few steps make mistakes, many do not.
-    """
+    """Yield x_t (L,) from t = 1 to 0. A step to s reveals (t - s) / t of the masks (MDLM eq. 7)."""
     x = torch.full((length,), MASK)
     yield x
-    for places in torch.randperm(length, generator=rng).tensor_split(steps):
-        p = net(x[None])[0, places].double().softmax(-1)  # (places, V); float64 for rare tokens
-        x[places] = torch.multinomial(p, 1, generator=rng)[:, 0]
+    order = torch.randperm(length, generator=rng)
+    for places in order.tensor_split(steps):  # tokens of one step do not know of each other
+        logits = net(x[None])[0, places]  # (places, V)
+        p = logits.double().softmax(-1)  # float64 for rare tokens
+        x[places] = torch.multinomial(p, 1, generator=rng).flatten()
         yield x
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=argparse.FileType(encoding="utf-8"), help="a text file")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of 32 rows")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.manual_seed(args.seed)  # the weights the network begins with
-    rng = torch.Generator().manual_seed(args.seed)  # all other randomness
+    torch.manual_seed(0)  # the weights the network begins with
+    rng = torch.Generator().manual_seed(0)  # all other randomness
 
     rows, vocabulary = make_rows(args.text or passages(20000, seed=0))
     rows = rows[torch.randperm(len(rows), generator=rng)]
     held, rows = rows.tensor_split([len(rows) // 10 + 1])  # no row is in both
-    net = Denoiser(len(vocabulary), rows.shape[1])
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, args.steps)
+    length = rows.shape[1]
+    net = Denoiser(len(vocabulary), length)
+    optimizer = optim.AdamW(net.parameters(), lr=2e-3)
+    schedule = optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, args.steps)
     for step in range(args.steps):
-        x_0 = rows[torch.randint(len(rows), (32,), generator=rng)]
+        batch = torch.randint(len(rows), (32,), generator=rng)
         optimizer.zero_grad()
-        loss(net, x_0, rng).backward()
+        loss(net, rows[batch], rng).backward()
         optimizer.step()
         schedule.step()
         if step % 250 == 0:
-            print(f"step {step}: {loss(net, held[:200], rng):.2f} bits a token")
-
-    with torch.no_grad():
-        bits = sum(loss(net, part, rng) * part.numel() for part in held.split(100))
-    text = "".join(vocabulary[i] for i in held.flatten())
-    print(f"held out: {bits / held.numel():.2f} bits a token, {bits / len(text):.2f} a character")
-    terminal = sys.stdout.isatty()  # there \0337 notes a place, \0338\033[J clears all behind it
-    for steps in (4, rows.shape[1]):
-        print(f"\nwritten in {steps} steps:" + terminal * "\n\n\n\n\n\n\033[5A\0337")
-        for x in sample(net, rows.shape[1], steps, rng):
-            print(terminal * "\0338\033[J" + "".join(vocabulary[i] for i in x))
-            time.sleep(terminal * 0.1)
+            bits = loss(net, held[:200], rng)
+            print(f"step {step}: {bits:.2f} bits a token")
+    bits = 0.0
+    for part in held.split(100):
+        bits += len(part) * loss(net, part, rng).item()
+    print(f"held out: {bits / len(held):.2f} bits a token")
+    for steps in (4, length):
+        print(f"\nwritten in {steps} steps:")
+        for x in sample(net, length, steps, rng):
+            print("".join(vocabulary[token] for token in x))

@@ -10,3 +10,12 @@
 A sample is a str, a uint8 picture (height, width, channels) or a float32 wave (samples,) at 16 kHz
 in [-1, 1]. What cannot be encoded or decoded raises a ValueError.
 """
+import numpy as np
+
+
+def row_of_ids(ids, size):
+    """Ids as int64 (n,). ValueError unless they are one row of ids below size."""
+    ids = np.asarray(ids, np.int64)
+    if ids.ndim != 1 or not ((ids >= 0) & (ids < size)).all():
+        raise ValueError(f"ids must be one row in 0..{size - 1}; take control ids out first")
+    return ids

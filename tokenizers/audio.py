@@ -46,8 +46,7 @@ class AudioConfig:
     sample_rate = SAMPLE_RATE
 
     def __post_init__(self):
-        self.levels = tuple(self.levels)
-        fsq.check_levels(self.levels)
+        self.levels = fsq.checked(self.levels)
         if self.stride < 1 or CROP % self.stride or self.groups < 1:
             raise ValueError(f"stride {self.stride} must divide {CROP}, groups {self.groups} be at "
                              "least 1")
@@ -63,11 +62,12 @@ def mel_filters():
     half = SAMPLE_RATE / 2  # Hz
     mels = np.linspace(0, 2595 * np.log10(1 + half / 700), MELS + 2)
     edges = 700 * (10 ** (mels / 2595) - 1)  # Hz
-    bins = np.linspace(0, half, BINS)[:, None]
-    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    bank = np.minimum(rise, fall).clip(0)
-    return torch.tensor(bank / bank.sum(0), dtype=torch.float32)
+    bins = np.linspace(0, half, BINS)
+    bank = []
+    for i in range(MELS):
+        triangle = np.interp(bins, edges[i:i + 3], [0, 1, 0])
+        bank.append(triangle / triangle.sum())
+    return torch.tensor(np.stack(bank, 1), dtype=torch.float32)
 
 
 class Block(nn.Module):
@@ -103,15 +103,13 @@ class Net(nn.Module):
         self.encoder = nn.Sequential(
             nn.Conv1d(MELS, hidden, 2 * stride + 1, stride, stride // 2 + 1),
             Block(hidden),
-            nn.Conv1d(hidden, latent, 1),
-        )
+            nn.Conv1d(hidden, latent, 1))
         self.decoder = nn.Sequential(
             nn.Conv1d(latent, hidden, 3, padding=1),
             Block(hidden),
             nn.ConvTranspose1d(hidden, hidden, stride, stride),
             Block(hidden),
-            nn.Conv1d(hidden, BINS, 1),
-        )
+            nn.Conv1d(hidden, BINS, 1))
 
     def spectrum(self, waves):
         """Waves (B, S), whole hops -> complex (B, bins, T)."""
@@ -131,11 +129,11 @@ class Net(nn.Module):
         """Mel (B, mels, T) -> latents (B, T / stride, groups, d)."""
         z = self.encoder((mel - self.mel_mean[:, None]) / self.scale)
         z = z[..., :mel.shape[-1] // self.stride].mT
-        return z.unflatten(-1, (self.groups, -1)).float()
+        return z.unflatten(-1, (self.groups, -1))
 
     def decode(self, codes):
         """What FSQ makes of (B, steps, groups, d) -> natural log of magnitudes (B, bins, T)."""
-        y = self.decoder(codes.flatten(2).mT).float()
+        y = self.decoder(codes.flatten(2).mT)
         return y * self.scale + self.line_mean[:, None]
 
 
@@ -161,20 +159,15 @@ def griffin_lim(net, magnitudes, rounds=32, momentum=0.99):
 
 
 def padded(wave, config):
-    """A wave (samples,) as a float32 tensor (1, S) of whole code steps, with zeros at its end.
-
-    ValueError if it is not one of ours.
-    """
+    """A wave (samples,) as a float32 tensor (1, S) of whole code steps, with zeros at its end."""
     wave = np.asarray(wave)
-    if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
-        raise ValueError(f"a clip must be a 1-D float array, got {wave.dtype} {wave.shape}; mix "
-                         "down, and scale to [-1, 1]")
-    if len(wave) < HOP:
-        raise ValueError(f"a clip of {len(wave)} samples is shorter than a frame of {HOP}; leave "
-                         "it out or pad it")
+    if wave.ndim != 1 or wave.dtype.kind != "f" or len(wave) < HOP:
+        raise ValueError(f"a clip must be a 1-D float array of {HOP} samples or more, got "
+                         f"{wave.size} samples, {wave.dtype} {wave.shape}; mix down, scale or pad")
     if not np.abs(wave).max() <= 8:  # NaN is not, either
         raise ValueError("a clip holds NaN, or samples far beyond [-1, 1]; clean or scale it")
-    wave = np.pad(wave.astype(np.float32), (0, -len(wave) % config.step))
+    missing = -len(wave) % config.step
+    wave = np.pad(wave.astype(np.float32), (0, missing))
     return torch.from_numpy(wave)[None]
 
 
@@ -193,7 +186,8 @@ def train(waves, config, steps, seed=0, device="cpu"):
             magnitudes = net.magnitudes(padded(wave, config).to(device))
             frames.append(magnitudes[0].T.half().cpu())
         frames = torch.cat(frames)
-        some = frames[::1 + len(frames) // 16384].to(device).float().T  # (bins, T')
+        every = 1 + len(frames) // 16384  # enough for means
+        some = frames[::every].to(device).float().T  # (bins, T')
         mel = net.mel(some)
         net.mel_mean.copy_(mel.mean(1))
         net.scale.copy_(mel.std().clamp(min=1e-3))
@@ -290,7 +284,8 @@ def main():
     wave = open_clip(args.file)
     codes = tokenizer.encode([wave])
     again = tokenizer.decode(codes)[0]
-    path = Path("out") / f"{Path(args.file).stem}-decoded.wav"
+    name = Path(args.file).stem
+    path = Path("out", name + "-decoded.wav")
     with files.whole(path) as temporary:
         soundfile.write(temporary, again, SAMPLE_RATE, format="WAV")
     print("steps:", codes[0].reshape(-1, tokenizer.groups), sep="\n")

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (FSQ, Mentzer et al., arXiv 2309.15505), and a base for codecs.
+"""Finite scalar quantisation (FSQ, arXiv 2309.15505), and what its two tokenizers share.
 
 A latent of d channels is bounded, each channel is rounded to one of levels[i] values, and the d
 digits, read as one mixed-radix number, are the token id. Nothing is learnt in the quantiser, so no
@@ -16,6 +16,8 @@ from tqdm import trange
 
 import files
 from files import DataError
+
+from . import row_of_ids
 
 
 class FSQ(nn.Module):
@@ -68,12 +70,14 @@ class FSQ(nn.Module):
         return self.centred(ids[..., None] // self.places % self.levels)
 
 
-def check_levels(levels):
-    """A ValueError unless levels is a tuple that makes 2 to 2^20 codes."""
+def checked(levels):
+    """Levels as a tuple. ValueError unless they make 2 to 2^20 codes."""
+    levels = tuple(levels)
     whole = all(isinstance(n, int) and n >= 2 for n in levels)
     if not levels or not whole or math.prod(levels) > 2**20:
         raise ValueError(f"levels {levels} must be whole numbers from 2 up, with a product of at "
                          "most 2^20")
+    return levels
 
 
 def usage(ids, size):
@@ -86,8 +90,7 @@ def usage(ids, size):
 def lines(report):
     """What Codec.figures says, in words."""
     return ("{tokens_per_item:.0f} tokens = {bits_per_item:.0f} bits an item\n  {used:.0f} of "
-            "{size} codes used, perplexity {perplexity:.0f}; {steps} steps, {items} items"
-            .format(**report))
+            "{size} codes used, perplexity {perplexity:.0f}".format(**report))
 
 
 class Codec:
@@ -101,10 +104,10 @@ class Codec:
         self.config = config
         self.steps = steps
         self.size = math.prod(config.levels)
-        self.groups = getattr(config, "groups", 1)
+        self.groups = config.groups
         with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
             torch.default_generator.manual_seed(seed)
-            self.net = self.Net(config).eval()
+            self.net = self.Net(config)
 
     def fit(self, loss_of, lr, seed, warmup):
         """Train the network for self.steps steps with AdamW.
@@ -117,26 +120,21 @@ class Codec:
             raise ValueError(f"a tokenizer needs at least one training step, got {self.steps}")
         unsound = "{} tokenizer: the {} not finite after {} steps: look for extreme samples"
         weights = list(self.net.parameters())
-        fused = self.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
-        self.net.train()
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         bar = trange(self.steps, desc=f"{self.kind} tokenizer", leave=False, mininterval=0.5)
         for step in bar:
             done = step / self.steps
-            rate = lr * min(1.0, done / warmup + 0.02) * 0.5 * (1 + math.cos(math.pi * done))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rise = min(1.0, done / warmup + 0.02)
+            fall = 1 + math.cos(math.pi * done)
+            optimizer.param_groups[0]["lr"] = lr * rise * 0.5 * fall
             loss = loss_of(np.random.Generator(np.random.Philox(key=[seed, step])))
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            loss = float(loss.detach())
-            if not math.isfinite(loss + float(norm)):
+            norm = nn.utils.clip_grad_norm_(weights, 1.0)
+            if not (loss + norm).isfinite():
                 bar.close()
                 raise DataError(unsound.format(self.kind, "loss or its gradient is", step))
             optimizer.step()
-            bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-        self.net.eval()
         if not all(value.isfinite().all() for value in self.net.state_dict().values()):
             raise DataError(unsound.format(self.kind, "weights are", self.steps))
 
@@ -164,7 +162,7 @@ class Codec:
                           "weights": weights})
 
     @classmethod
-    def load(cls, path, device="cpu"):
+    def load(cls, path):
         """What save() wrote. DataError for another file."""
         saved = files.load(path)
         if not isinstance(saved, dict) or saved.get("kind") != cls.kind:
@@ -175,21 +173,17 @@ class Codec:
         except (KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{files.quoted(path)} was made by another version "
                             f"({files.reason(error)}): train afresh")
-        return codec.to(device)
+        return codec
 
     def look_up(self, ids):
-        """Ids (n,) -> what a decoder sees, (n, d) on the device. ValueError for what is no id."""
-        ids = np.asarray(ids, np.int64)
-        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.size)):
-            raise ValueError(f"{self.kind} ids must be one row of ids in 0..{self.size - 1}; take "
-                             "control ids out first")
-        return self.net.fsq.look_up(torch.from_numpy(ids).to(self.device))
+        """Ids (n,) -> what a decoder sees, (n, d) on the device."""
+        ids = torch.from_numpy(row_of_ids(ids, self.size))
+        return self.net.fsq.look_up(ids.to(self.device))
 
     def figures(self, codes):
         """What a list of ids costs, and how many codes it uses (the mean over groups)."""
         ids = np.concatenate(codes).reshape(-1, self.groups)
         used, perplexity = np.mean([usage(column, self.size) for column in ids.T], 0)
         length = ids.size / len(codes)
-        return {"items": len(codes), "steps": self.steps, "size": self.size, "used": float(used),
-                "perplexity": float(perplexity), "tokens_per_item": length,
-                "bits_per_item": length * math.log2(self.size)}
+        return {"size": self.size, "used": float(used), "perplexity": float(perplexity),
+                "tokens_per_item": length, "bits_per_item": length * math.log2(self.size)}

@@ -8,7 +8,6 @@ colours. Finding the colours is not learnt. What stands for them, and for the sq
 
     python -m tokenizers.image FILE     shows a picture's tokens, and what they decode to
 """
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import files
 
 from . import fsq
 
-BATCH = 32  # pictures in a training step
+BATCH = 32  # pictures in a training step, and at once elsewhere
 LEARNING_RATE = 6e-3
 CONTRAST = 0.02  # mean square difference, of values in [-1, 1], that makes two colours of one
 PURE = 0.05  # of two mixtures that explain a pixel, the purer one may fit it this much worse
@@ -39,10 +38,10 @@ class ImageConfig:
     colours: int = 3  # tokens of the palette
     levels: tuple = (5, 5, 5, 5)  # quantisation levels; their product is the vocabulary
     hidden: int = 96  # channels of the network
+    groups = 1  # all tokens have one code book
 
     def __post_init__(self):
-        self.levels = tuple(self.levels)
-        fsq.check_levels(self.levels)
+        self.levels = fsq.checked(self.levels)
         if self.channels not in (1, 3) or self.colours < 2:
             raise ValueError(f"channels {self.channels} must be 1 or 3, colours {self.colours} at "
                              "least 2")
@@ -60,27 +59,23 @@ class ImageConfig:
         return self.height // self.patch, self.width // self.patch
 
 
-# ---- The palette. Nothing here is learnt. x: B pictures, C channels, P = H W pixels in [-1, 1].
+# Below, x is B pictures of C channels and P = H W pixels in [-1, 1], K colours are a palette.
 
 
 def flatness(x):
-    """x (B, C, H, W) -> (B, H, W): 1 in plain areas, near 0 where no 2x2 block has one colour."""
+    """x (B, C, H, W) -> (B, 1, H, W): 1 in plain areas, near 0 where no 2x2 block is plain."""
     highest = F.max_pool2d(x, 2, 1)  # in each 2x2 block
     lowest = -F.max_pool2d(-x, 2, 1)
-    spread = (highest - lowest).amax(1)
+    spread = (highest - lowest).amax(1, keepdim=True)
     spread = F.pad(spread, (1, 1, 1, 1), value=math.inf)
     least = -F.max_pool2d(-spread, 2, 1)  # of the blocks around a pixel
     return torch.exp(-((least / 0.1) ** 2))
 
 
-def square_distance(pixels, colour):
-    """pixels (B, C, P), colour (B, C) -> (B, P), mean over channels."""
-    return (pixels - colour[..., None]).square().mean(1)
-
-
-def colour_at(pixels, at):
-    """pixels (B, C, P), at (B,) -> the colours there (B, C)."""
-    return pixels[torch.arange(len(at), device=at.device), :, at]
+def square_distance(pixels, colours):
+    """pixels (B, C, P), colours (B, K, C) -> (B, K, P), mean over channels."""
+    way = pixels[:, None] - colours[..., None]  # (B, K, C, P)
+    return way.square().mean(2)
 
 
 @torch.no_grad()
@@ -93,30 +88,29 @@ def palette(x, count):
     most often the ground, then the others by place. The last one is repeated to make up the count.
     """
     pixels = x.flatten(2)  # (B, C, P)
-    weight = flatness(x).flatten(1)  # (B, P)
-    median = pixels.median(2).values  # (B, C)
-    centres = [colour_at(pixels, square_distance(pixels, median).argmin(1))]  # (B, C) each
-    nearest = square_distance(pixels, centres[0])  # (B, P), to the nearest centre
-    owner = torch.zeros_like(nearest, dtype=torch.long)  # (B, P), which one that is
-    farthest = nearest.amax(1, keepdim=True)
-    plain = (nearest * weight).amax(1, keepdim=True) > 0.5 * farthest  # (B, 1)
+    weight = flatness(x).flatten(2)  # (B, 1, P)
+    median = pixels.median(2, keepdim=True).values
+    ground = square_distance(pixels, median.mT).argmin(2, keepdim=True)  # (B, 1, 1), which pixel
+    centres = pixels.take_along_dim(ground, 2).mT  # (B, 1, C) now, (B, K, C) in the end
+    distance = square_distance(pixels, centres)  # (B, 1, P) now, (B, K, P) in the end
+    farthest = distance.amax(2, keepdim=True)
+    plain = (distance * weight).amax(2, keepdim=True) > 0.5 * farthest  # (B, 1, 1)
     weight = torch.where(plain, weight, 1.0)
-    for k in range(1, count):
-        gap, at = (nearest * weight).max(1)  # (B,)
-        found = colour_at(pixels, at)
-        centres.append(torch.where(gap[:, None] > CONTRAST, found, centres[-1]))
-        distance = square_distance(pixels, centres[-1])
-        owner = torch.where(distance < nearest, k, owner)
-        nearest = torch.minimum(nearest, distance)
-    share = F.one_hot(owner, count).mT * weight[:, None]  # (B, K, P)
-    mass = share.sum(2)  # (B, K), pixels
-    share = share / mass.clamp(min=1e-6)[..., None]
+    for _ in range(1, count):
+        nearest = distance.amin(1, keepdim=True)  # (B, 1, P), to the nearest centre
+        gap, at = (nearest * weight).max(2, keepdim=True)  # (B, 1, 1)
+        found = pixels.take_along_dim(at, 2).mT  # (B, 1, C)
+        found = torch.where(gap > CONTRAST, found, centres[:, -1:])
+        centres = torch.cat([centres, found], 1)
+        distance = square_distance(pixels, centres)
+    owner = distance.argmin(1)  # (B, P)
+    share = F.one_hot(owner, count).mT * weight  # (B, K, P)
+    mass = share.sum(2, keepdim=True)  # (B, K, 1), pixels
+    share = share / mass.clamp(min=1e-6)
     present = mass > 0.5
-    mean = share @ pixels.mT  # (B, K, C)
-    usable = (plain & present)[..., None]
-    colours = torch.where(usable, mean, torch.stack(centres, 1))
-    order = reading_order(share, present, x.shape[3])
-    return colours.gather(1, order[..., None].expand_as(colours))
+    colours = torch.where(plain & present, share @ pixels.mT, centres)
+    order = reading_order(share, present[..., 0], x.shape[3])
+    return colours.take_along_dim(order[..., None], 1)
 
 
 def reading_order(share, present, width):
@@ -125,13 +119,13 @@ def reading_order(share, present, width):
     The first stays. The others follow by where their pixels lie, top left first. In place of those
     that are absent comes the last one that is present.
     """
-    pixel = torch.arange(share.shape[2], device=share.device)
+    pixel = torch.arange(share.shape[2]).to(share)
     diagonal = 1.01 * (pixel // width) + pixel % width  # 1.01 tells two on one diagonal apart
-    place = (share @ diagonal.to(share)).masked_fill(~present, math.inf)  # (B, K)
+    place = (share @ diagonal).masked_fill(~present, math.inf)  # (B, K)
     place[:, 0] = -1
-    last = place.isfinite().sum(1, keepdim=True) - 1  # (B, 1)
-    rank = torch.arange(share.shape[1], device=share.device).minimum(last)  # (B, K)
-    return place.argsort(dim=1, stable=True).gather(1, rank)
+    place, order = place.sort(dim=1, stable=True)
+    rank = place.isfinite().cumsum(1) - 1  # 0, 1, ..., and no further than the present ones
+    return order.gather(1, rank)
 
 
 def shares(x, colours):
@@ -139,29 +133,25 @@ def shares(x, colours):
 
     A pixel is taken for a mixture of the two colours that explain it best, as where an edge crosses
     it. What it is made of then depends neither on which colours they are nor on how bright the
-    picture is. Shares are not negative and sum to 1.
+    picture is. Shares are not negative and sum to 1. N is the number of pairs of colours.
     """
-    pixels = x.flatten(2)  # (B, C, P)
     count = colours.shape[1]
-    best = torch.full_like(pixels[:, :1], math.inf)  # (B, 1, P)
-    out = pixels.new_zeros(len(x), count, pixels.shape[2])  # (B, K, P)
-    for i, j in itertools.combinations(range(count), 2):
-        start = colours[:, i, :, None]  # (B, C, 1)
-        way = colours[:, j, :, None] - start
-        length = way.square().sum(1, keepdim=True).clamp(min=1e-4)  # (B, 1, 1), squared
-        part = ((pixels - start) * way).sum(1, keepdim=True) / length
-        part = part.clamp(0, 1)  # (B, 1, P), of colour j
-        misfit = (pixels - start - part * way).square().sum(1, keepdim=True)
-        misfit = misfit + PURE * part * (1 - part) * length
-        mixture = torch.zeros_like(out)
-        mixture[:, i:i + 1] = 1 - part
-        mixture[:, j:j + 1] = part
-        out = torch.where(misfit < best, mixture, out)
-        best = torch.minimum(misfit, best)
+    first, second = torch.triu_indices(count, count, 1, device=x.device)  # (N,), colours of pairs
+    start = colours[:, first, :, None]  # (B, N, C, 1)
+    way = colours[:, second, :, None] - start
+    length = way.square().sum(2).clamp(min=1e-4)  # (B, N, 1), squared
+    gone = x.flatten(2)[:, None] - start  # (B, N, C, P)
+    part = (gone * way).sum(2) / length
+    part = part.clamp(0, 1)  # (B, N, P), of the second colour
+    rest = gone - part[:, :, None] * way  # what the mixture leaves unexplained
+    impurity = PURE * part * (1 - part) * length
+    misfit = rest.square().sum(2) + impurity
+    best = misfit.argmin(1, keepdim=True)  # (B, 1, P), which pair
+    part = part.take_along_dim(best, 1)
+    out = x.new_zeros(len(x), count, best.shape[2])  # (B, K, P)
+    out.scatter_(1, first[best], 1 - part)
+    out.scatter_(1, second[best], part)
     return out.unflatten(2, x.shape[2:])
-
-
-# ---- The network.
 
 
 class Block(nn.Module):
@@ -189,49 +179,41 @@ class Net(nn.Module):
         super().__init__()
         self.patch = config.patch
         self.fsq = fsq.FSQ(config.levels)
+        channels = config.channels
         depth = len(config.levels)
         hidden = config.hidden
         wide = 4 * hidden
         folded = config.colours * config.patch**2  # the pixels of a square are channels
         self.colour_encoder = nn.Sequential(
-            nn.Linear(config.channels, hidden),
+            nn.Linear(channels, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, depth),
-        )
+            nn.Linear(hidden, depth))
         self.colour_decoder = nn.Sequential(
             nn.Linear(depth, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, config.channels),
-        )
+            nn.Linear(hidden, channels))
         self.encoder = nn.Sequential(
             nn.Conv2d(folded, wide, 1),
             nn.SiLU(),
             nn.Conv2d(wide, wide, 1),
             nn.SiLU(),
-            nn.Conv2d(wide, depth, 1),
-        )
+            nn.Conv2d(wide, depth, 1))
         self.decoder = nn.Sequential(
             nn.Conv2d(depth, hidden, 3, padding=1),
             Block(hidden),
             Block(hidden),
             nn.GroupNorm(1, hidden),
-            nn.Conv2d(hidden, folded, 1),
-        )
+            nn.Conv2d(hidden, folded, 1))
 
     def encode(self, colours, parts):
         """Colours (B, K, C), shares (B, K, H, W) -> latents (B, K, d) and (B, h, w, d)."""
         squares = self.encoder(F.pixel_unshuffle(parts, self.patch))
-        squares = squares.movedim(1, -1)
-        return self.colour_encoder(colours).float(), squares.float()
-
-    def decode_colours(self, codes):
-        """What FSQ makes of the latents (B, K, d) -> colours (B, K, C)."""
-        return self.colour_decoder(codes).float()
+        return self.colour_encoder(colours), squares.movedim(1, -1)
 
     def decode_squares(self, codes):
-        """The same of (B, h, w, d) -> shares of the colours, as logits (B, K, H, W)."""
+        """What FSQ makes of latents (B, h, w, d) -> shares of the colours, logits (B, K, H, W)."""
         squares = self.decoder(codes.movedim(-1, 1))
-        return F.pixel_shuffle(squares, self.patch).float()
+        return F.pixel_shuffle(squares, self.patch)
 
 
 def blend(logits, colours):
@@ -239,13 +221,10 @@ def blend(logits, colours):
     return torch.einsum("bkhw,bkc->bchw", logits.softmax(1), colours)
 
 
-# ---- The tokenizer.
-
-
-def batches(items, config):
-    """The items, as many at a time as bounds the memory."""
-    size = max(1, 2**18 // (config.height * config.width))
-    return [items[i:i + size] for i in range(0, len(items), size)]
+def batches(items):
+    """Parts of a list, so that memory is bounded."""
+    for i in range(0, len(items), BATCH):
+        yield items[i:i + BATCH]
 
 
 def stacked(images, config):
@@ -282,19 +261,15 @@ def train(images, config, steps, seed=0, device="cpu"):
     images = stacked(images, config)
     tokenizer = Tokenizer(config, steps, seed).to(device)
     net = tokenizer.net
-    palettes = []  # (B, K, C) each
-    for batch in batches(images, config):
-        palettes.append(palette(to_float(batch, device), config.colours))
-    palettes = torch.cat(palettes)
 
     def loss_of(rng):
         rows = rng.integers(0, len(images), BATCH)
         x = to_float(images[rows], device)  # (B, C, H, W)
-        colours = palettes[torch.from_numpy(rows).to(device)]  # (B, K, C)
+        colours = palette(x, config.colours)  # (B, K, C)
         parts = shares(x, colours)  # (B, K, H, W)
         latents = net.encode(colours, parts)
         codes = [net.fsq(z) for z in latents]
-        decoded = net.decode_colours(codes[0])
+        decoded = net.colour_decoder(codes[0])
         logits = net.decode_squares(codes[1])
         error = (blend(logits, decoded) - x).square().mean()
         # the error of the pixels alone can settle on one grey and one square for all pictures
@@ -318,9 +293,8 @@ class Tokenizer(fsq.Codec):
     def encode(self, samples):
         """List of uint8 (H, W, C) -> list of int32 (K + h w,)."""
         out = []
-        for images in batches(samples, self.config):
-            images = stacked(images, self.config)
-            x = to_float(images, self.device)
+        for batch in batches(samples):
+            x = to_float(stacked(batch, self.config), self.device)
             colours = palette(x, self.config.colours)
             latents = self.net.encode(colours, shares(x, colours))
             ids = [self.net.fsq.ids(z).flatten(1) for z in latents]  # (B, K), (B, h w)
@@ -336,19 +310,18 @@ class Tokenizer(fsq.Codec):
             if len(ids) != length:
                 raise ValueError(f"a picture is {length} ids, got {len(ids)}")
         out = []
-        for batch in batches(codes, self.config):
+        for batch in batches(codes):
             seen = torch.stack([self.look_up(ids) for ids in batch])  # (B, K + h w, d)
-            palettes, squares = seen.split([count, length - count], 1)
-            colours = self.net.decode_colours(palettes).clamp(-1, 1)
-            logits = self.net.decode_squares(squares.unflatten(1, self.config.grid))
-            x = blend(logits, colours)
+            colours = self.net.colour_decoder(seen[:, :count]).clamp(-1, 1)
+            squares = seen[:, count:].unflatten(1, self.config.grid)
+            x = blend(self.net.decode_squares(squares), colours)
             out.extend(to_uint8(x.movedim(1, -1)))
         return out
 
     @torch.inference_mode()
     def colours_of(self, ids):
         """Ids (n,) of a palette -> its colours, uint8 (n, C)."""
-        return to_uint8(self.net.decode_colours(self.look_up(ids)))
+        return to_uint8(self.net.colour_decoder(self.look_up(ids)))
 
     @torch.inference_mode()
     def shares_of(self, ids):
@@ -360,7 +333,8 @@ class Tokenizer(fsq.Codec):
     def report(self, samples):
         """Figures on pictures that were held out. psnr: dB, the mean over pictures."""
         codes = self.encode(samples)
-        errors = [psnr(*pair) for pair in zip(samples, self.decode(codes))]
+        decoded = self.decode(codes)
+        errors = [psnr(*pair) for pair in zip(samples, decoded)]
         return {"psnr": float(np.mean(errors)), **self.figures(codes)}
 
 
@@ -387,7 +361,8 @@ def main():
     ids = tokenizer.encode([picture])[0]
     again = tokenizer.decode([ids])[0]
     both = np.hstack([picture, again]).squeeze()
-    path = Path("out") / f"{Path(args.file).stem}-decoded.png"
+    name = Path(args.file).stem
+    path = Path("out", name + "-decoded.png")
     with files.whole(path) as temporary:
         Image.fromarray(both).save(temporary, "png")
     print("palette:", ids[:config.colours])

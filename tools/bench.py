@@ -22,7 +22,7 @@ from tools.plan import flops_per_token
 
 WARM_UP = 3  # steps
 CODES = {"text": (1, 436), "image": (1, 625), "speech": (3, 200)}  # groups, size
-SLOTS = {"image-text": [19, 12], "speech-text": [72, 8]}           # tokens of each member
+SLOTS = {"image-text": [19, 12], "speech-text": [72, 8]}  # tokens of each member, ends included
 
 
 def random_documents(config, count=300):
@@ -31,23 +31,22 @@ def random_documents(config, count=300):
     stream = data.Stream(CODES, {"text": [room], **SLOTS})
     random = data.rng(config.seed, 31)
 
-    def codes(modality, least, most):  # of so many steps
-        groups, size = CODES[modality]
-        steps = random.integers(least, most, endpoint=True)
-        return random.integers(0, size, groups * steps)
+    def codes(modality, n):
+        return random.integers(0, CODES[modality][1], n)
 
-    texts = []
-    pictures = []
-    clips = []
+    made = {"text": [], "image-text": [], "speech-text": []}
     for _ in range(count):
-        texts += stream.texts(codes("text", room // 5, room // 2))
-        members = [codes("image", 19, 19), codes("text", 6, 11)]
-        pictures.append(stream.document("image-text", members))
-        members = [codes("speech", 10, 23), codes("text", 2, 7)]
-        clips.append(stream.document("speech-text", members))
-    made = {"text": texts, "image-text": pictures, "speech-text": clips}
-    made = {kind: docs for kind, docs in made.items() if config.mix.get(kind)}
-    return stream, {kind: data.Documents.of(docs, stream) for kind, docs in made.items()}
+        length = random.integers(room // 5, room // 2, endpoint=True)
+        made["text"] += stream.texts(codes("text", length))
+        pair = codes("image", 19), codes("text", 11)
+        made["image-text"].append(stream.document("image-text", pair))
+        pair = codes("speech", 69), codes("text", 7)
+        made["speech-text"].append(stream.document("speech-text", pair))
+    documents = {}
+    for kind, docs in made.items():
+        if config.mix.get(kind):
+            documents[kind] = data.Documents.of(docs, stream)
+    return stream, documents
 
 
 class Twin(train.Training):
@@ -84,10 +83,7 @@ def matmul_rate(device, dtype):
 
 
 def measure(name, training, rate):
-    """Time the steps of a Training, print and return its figures. rate: of a matrix product.
-
-    Seconds are medians. Tokens do not count padding.
-    """
+    """Print and return the figures of a Training: median seconds, tokens without padding."""
     config = training.config
     training.compile()
     rule = train.batch_rule(training.tokens, train.BASE["tokens"], config)
@@ -104,15 +100,11 @@ def measure(name, training, rate):
     making, seconds = np.median(laps[WARM_UP:], 0).tolist()
     looked = float((batch.weight > 0).sum()) / training.tokens
     flops = training.tokens * flops_per_token(training.net, training.batches.length, looked)
-    result = dict(
-        batch_ms=1000 * making,
-        step_ms=1000 * seconds,
-        tokens_per_second=training.tokens / seconds,
-        flops_per_step=flops,
-        utilised=flops / seconds / rate,
-    )
-    print(f"{name:15}{1000 * making:7.1f} ms{1000 * seconds:8.1f} ms"
-          f"{result['tokens_per_second']:11,.0f}{result['utilised']:10.0%}", flush=True)
+    result = dict(batch_ms=1000 * making, step_ms=1000 * seconds,
+                  tokens_per_second=training.tokens / seconds,
+                  flops_per_step=flops, utilised=flops / seconds / rate)
+    print("{0:15}{batch_ms:7.1f} ms{step_ms:8.1f} ms{tokens_per_second:11,.0f}{utilised:10.0%}"
+          .format(name, **result), flush=True)
     return result
 
 
@@ -125,7 +117,7 @@ def peak_memory(device):
 
 
 def bench(config, device):
-    """Time what the docstring above names, print a table, return the figures."""
+    """Time it all, print a table, return the figures."""
     torch.set_float32_matmul_precision("high")
     name = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
@@ -134,13 +126,12 @@ def bench(config, device):
     training = train.Training(config, stream, documents, device)
     rate = matmul_rate(device, training.dtype)
     rows = training.batches
-    padding = training.padding()
-    print(f"{name}, {config.dtype}, preset {config.preset}: a step is {rows.count} rows of "
-          f"{rows.length} tokens, {padding:.1%} of them padding")
-    print(f"{'':15}{'batch':>10}{'step':>11}{'tokens/s':>11}{'utilised':>10}", flush=True)
     result = dict(device=name, torch=torch.__version__, dtype=config.dtype, preset=config.preset,
-                  rows=rows.count, length=rows.length, padding=padding,
+                  rows=rows.count, length=rows.length, padding=training.padding(),
                   tokens_per_step=training.tokens, matmul_flops=rate)
+    print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
+          "{padding:.1%} of them padding".format(**result))
+    print(" " * 20 + "batch       step   tokens/s  utilised", flush=True)
     result["diffusion"] = measure("diffusion", training, rate)
     del training  # and its memory
     twin = Twin(config, stream, documents, device)

@@ -12,8 +12,7 @@ import files
 import model as models
 import train
 
-# Ids of the stream that we plan with. With 140,000 the pilot has the 320M parameters of the paper,
-# 240M of them in tables, and the largest shape its 3B.
+# Ids of the stream. 140,000 make the paper's 320M parameters, 240M of them in tables, and its 3B.
 VOCAB = {"toy": 1300, "small": 4096, "pilot": 140_000, "3b": 140_000}
 GIB = 2 ** 30
 
@@ -27,7 +26,8 @@ def flops_per_token(net, length, looked):
     """
     counts = models.count_parameters(net)
     weights = counts["hidden"] + looked * counts["unembedding"]
-    return 6 * weights + 12 * net.config.depth * net.config.width * length
+    shape = net.config
+    return 6 * weights + 12 * shape.depth * shape.width * length
 
 
 def frontier(parameters):
@@ -44,31 +44,31 @@ def state_bytes(counts, optimizer):
 
 
 def plan(config, vocab=None, tokens=None, throughput=None):
-    """Print the plan. config: train.py's. tokens: D* if None. throughput: tokens a second."""
+    """Print the plan. tokens: D* if None. throughput: tokens a second."""
     length = config.text_length
+    vocab = vocab or VOCAB[config.preset]
     with torch.device("meta"):  # shapes without memory
-        net = models.Transformer(config.model(vocab or VOCAB[config.preset], places=3 * length))
+        net = models.Transformer(config.model(vocab, places=3 * length))
     shape = net.config
+    heads = shape.width // shape.head_dim
     counts = models.count_parameters(net)
     total = counts["total"]
-    inner = total - counts["embedding"] - counts["unembedding"]
     tokens = tokens or frontier(total)
-    weights = 4 * total / GIB
-    state = state_bytes(counts, config.optimizer) / GIB
+    state = state_bytes(counts, config.optimizer)
     flops = flops_per_token(net, length, looked=0.5)
-    print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, "
-          f"{shape.width // shape.head_dim} heads of {shape.head_dim}, {shape.vocab:,} ids")
-    print("parameters: " + ", ".join(f"{group} {number:,}" for group, number in counts.items()))
-    print(f"memory: weights {weights:.2f} GiB in float32, training {state:.2f} GiB (weights, "
-          "gradients, averaged weights, moments), activations on top")
+    print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, {heads} heads of "
+          f"{shape.head_dim}, {vocab:,} ids")
+    parts = [f"{group} {number:,}" for group, number in counts.items()]
+    print("parameters:", ", ".join(parts))
+    print(f"memory: weights {4 * total / GIB:.2f} GiB in float32, training {state / GIB:.2f} GiB "
+          "(weights, gradients, averaged weights, moments), activations on top")
     print(f"cost: {flops:.3e} FLOP a token (6 N + 12 depth width length; {length} tokens a row, "
           f"half of them through the head), {flops * tokens:.3e} in all")
     if throughput:
         days = tokens / throughput / 86_400
         print(f"time: {days:.2f} days at {throughput:,.0f} tokens a second")
-    print("D* = 7754 N^0.84, the paper's compute frontier, second-hand; which N is not known:")
-    print(f"  {frontier(total):.3e} tokens for all {total:.3g} parameters, {frontier(inner):.3e} "
-          f"for the {inner:.3g} outside of tables")
+    print(f"D* = 7754 N^0.84 = {frontier(total):.3e} tokens: the paper's compute frontier, "
+          f"second-hand; N: all {total:.3g} parameters")
     train.print_derived(config.batch_tokens, tokens, length, config)
 
 
