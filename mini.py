@@ -11,6 +11,8 @@ Writing: begin at t = 1, with masks alone, and go back to t = 0. On the way, rev
 import argparse
 import math
 import re
+import sys
+import time
 
 import torch
 from torch import nn, optim
@@ -45,12 +47,10 @@ class Denoiser(nn.Module):
             self.blocks.append(nn.TransformerEncoderLayer(  # no causal mask
                 width, nhead=4, dim_feedforward=4 * width, dropout=0.0,
                 batch_first=True, norm_first=True))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, size)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
 
     def forward(self, x_t):  # (B, L)
-        h = self.blocks(self.token(x_t) + self.place)  # (B, L, D)
-        logits = self.head(self.norm(h))  # (B, L, V)
+        logits = self.head(self.blocks(self.token(x_t) + self.place))  # (B, L, V)
         logits[..., MASK] = -torch.inf  # behind a mask there is never a mask
         return logits
 
@@ -68,9 +68,8 @@ def loss(net, x_0, rng):
     masked = torch.rand(B, L, generator=rng) < t
     x_t = x_0.masked_fill(masked, MASK)
     nll = nn.functional.cross_entropy(net(x_t).mT, x_0, reduction="none")  # (B, L)
-    weighted = nll * masked / t  # 1/t makes up for the tokens that are seen
-    # So the mean is over all tokens. Over the masked ones alone it would bound nothing.
-    return weighted.mean() / math.log(2)
+    # 1/t makes up for the tokens that are seen: the mean is over all, or it would bound nothing
+    return (nll * masked / t).mean() / math.log(2)
 
 
 @torch.no_grad()
@@ -80,14 +79,13 @@ def sample(net, length, steps, rng):
     yield x
     order = torch.randperm(length, generator=rng)
     for places in order.tensor_split(steps):  # tokens of one step do not know of each other
-        logits = net(x[None])[0, places]  # (places, V)
-        p = logits.double().softmax(-1)  # float64 for rare tokens
+        p = net(x[None])[0, places].double().softmax(-1)  # (places, V); float64 for rare tokens
         x[places] = torch.multinomial(p, 1, generator=rng).flatten()
         yield x
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=argparse.FileType(encoding="utf-8"), help="a text file")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of 32 rows")
     args = parser.parse_args()
@@ -108,13 +106,15 @@ if __name__ == "__main__":
         optimizer.step()
         schedule.step()
         if step % 250 == 0:
-            bits = loss(net, held[:200], rng)
-            print(f"step {step}: {bits:.2f} bits a token")
-    bits = 0.0
-    for part in held.split(100):
-        bits += len(part) * loss(net, part, rng).item()
-    print(f"held out: {bits / len(held):.2f} bits a token")
+            print(f"step {step}: {loss(net, held[:200], rng):.2f} bits a token")
+
+    with torch.no_grad():
+        bits = sum(part.numel() * loss(net, part, rng).item() for part in held.split(100))
+    characters = len("".join(vocabulary[token] for token in held.flatten()))
+    print(f"held out: {bits / held.numel():.2f} bits a token, {bits / characters:.2f} a character")
+    terminal = sys.stdout.isatty()  # there \0337 notes a place, \0338\033[J clears all behind it
     for steps in (4, length):
-        print(f"\nwritten in {steps} steps:")
+        print(f"\nwritten in {steps} steps:" + terminal * "\n\n\n\n\n\n\033[5A\0337")
         for x in sample(net, length, steps, rng):
-            print("".join(vocabulary[token] for token in x))
+            print(terminal * "\0338\033[J" + "".join(vocabulary[token] for token in x))
+            time.sleep(terminal * 0.1)
