@@ -126,11 +126,11 @@ def main():
     args = parser.parse_args()
     entries = json.loads(args.clips.read_text(encoding="utf-8"))
     if args.whisper:
-        ears = {"knows English": whisper(args.whisper, None),
-                "knows the world": whisper(args.whisper, args.prompt)}
+        ears = {"knows the world": whisper(args.whisper, args.prompt),
+                "knows English": whisper(args.whisper, None)}
     else:
         texts = [entry["text"] for entry in entries]
-        ears = {"knows English": sphinx(), "knows the world": sphinx(texts)}
+        ears = {"knows the world": sphinx(texts), "knows English": sphinx()}
     result = {"recogniser": Path(args.whisper or "pocketsphinx en-us").name, "groups": {}}
     for name, hear in ears.items():
         groups = {}
@@ -146,9 +146,9 @@ def main():
             mean, spread = found["word_errors"]
             print(f"{group:32} {name:15} {100 * mean:5.1f} ± {100 * spread:.1f}% word errors, "
                   f"{found['without_any']} of {found['clips']} clips without any")
-    args.clips.with_name("heard.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    path = args.json or args.clips.with_name("hear.json")
-    path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        args.clips.with_name("heard.json").write_text(json.dumps(entries, indent=1))
+        path = args.json or args.clips.with_name("hear.json")
+        path.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

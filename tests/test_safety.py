@@ -79,7 +79,7 @@ PROMPTS = [
     (["infill", "the ___ circle", "--hole", "half"], 2, "--hole half"),
     (["infill", "{picture}", "--hole", "0.5:0.2"], 2, "--hole 0.5:0.2"),
     (["image", "--hole", "5"], 2, "--hole"), (["image", "--grid", "round"], 2, "--grid"),
-    (["image", "--n", "0"], 2, "--n"), (["image", "--budget", "1"], 1, "budget"),
+    (["image", "--n", "0"], 2, "--n"), (["image", "--budget", "1"], 2, "budget"),
     (["image", "--length", "5"], 2, "--length is of the task text, not of image"),
     (["image", "--out", "README.md/out", "--steps", "1"], 1, "README.md"),
 ]
