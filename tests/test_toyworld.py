@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from sources import judges, toyworld
+from sources.toyworld import Scene, Thing
 
-RED = toyworld.Thing("red", "circle")
-BLUE = toyworld.Thing("blue", "star")
-ALONE = toyworld.Scene((toyworld.Thing("red", "circle", "small"),), None, "white")
-PAIR = toyworld.Scene((RED, BLUE), "above", "white")
+RED = Thing("red", "circle")
+BLUE = Thing("blue", "star")
+ALONE = Scene((Thing("red", "circle", "small"),), None, "white")
+PAIR = Scene((RED, BLUE), "above", "white")
 
 
 def kinds_of(scene):
@@ -21,25 +22,34 @@ def share_right(images, scenes):
     return judges.judge_scenes(read, scenes)["all"].mean()
 
 
-# ------------------------------------------------------------------------------------------------
-# Scenes and captions.
+# ---- Scenes and captions.
 
 
 def test_every_colour_and_shape_is_seen_and_some_pairs_are_not():
-    hidden = [kind for kind in toyworld.KINDS if toyworld.unseen(*kind)]
+    hidden = {kind for kind in toyworld.KINDS if toyworld.unseen(*kind)}
     assert len(hidden) == 6
-    for colour in toyworld.COLOURS:
-        assert sum((colour, shape) not in hidden for shape in toyworld.SHAPES) >= 3
-    for shape in toyworld.SHAPES:
-        assert sum((colour, shape) not in hidden for colour in toyworld.COLOURS) >= 4
+    assert {colour for colour, _ in hidden} == set(toyworld.COLOURS)
+    assert {shape for _, shape in hidden} == set(toyworld.SHAPES)
 
 
 @pytest.mark.parametrize("things", [None, 1, 2])
-def test_splits_of_scenes_keep_apart(things):
-    for scene in toyworld.scenes(1000, 0, "seen", things):
-        assert not any(toyworld.unseen(*kind) for kind in kinds_of(scene))
-    for scene in toyworld.scenes(1000, 0, "unseen", things):
-        assert any(toyworld.unseen(*kind) for kind in kinds_of(scene))
+def test_scenes_hold_different_things_and_splits_keep_apart(things):
+    for split in ("seen", "unseen"):
+        made = toyworld.scenes(800, 0, split, things)
+        counts = [len(scene.things) for scene in made]
+        assert np.mean(counts) == pytest.approx(things or 1.5, abs=0.06)
+        for scene in made:
+            hidden = [toyworld.unseen(*kind) for kind in kinds_of(scene)]
+            assert any(hidden) == (split == "unseen")
+            assert len(set(kinds_of(scene))) == len(scene.things)
+            assert (scene.relation is None) == (len(scene.things) == 1)
+        assert {scene.background for scene in made} == set(toyworld.BACKGROUNDS)
+        if things == 2:
+            assert {scene.relation for scene in made} == set(toyworld.RELATIONS)
+    with pytest.raises(ValueError, match="split"):
+        toyworld.scenes(1, 0, "test")
+    with pytest.raises(ValueError, match="things"):
+        toyworld.scenes(1, 0, things=3)
 
 
 def test_seen_passages_hold_no_unseen_kind():
@@ -49,28 +59,10 @@ def test_seen_passages_hold_no_unseen_kind():
         kinds = re.findall(f"({colours}) ({shapes})", text)
         turned = re.findall(f"the ({shapes}) is ({colours})", text)
         kinds += [(colour, shape) for shape, colour in turned]
-        assert kinds
-        assert not any(toyworld.unseen(*kind) for kind in kinds)
+        assert kinds and not any(toyworld.unseen(*kind) for kind in kinds)
 
 
-def test_scenes_hold_one_or_two_different_things():
-    made = toyworld.scenes(2000, 1)
-    assert 0.45 < np.mean([len(scene.things) == 2 for scene in made]) < 0.55
-    for scene in made:
-        assert len(set(kinds_of(scene))) == len(scene.things)
-        assert (scene.relation is None) == (len(scene.things) == 1)
-    assert {scene.background for scene in made} == set(toyworld.BACKGROUNDS)
-    assert {scene.relation for scene in made} == {None, *toyworld.RELATIONS}
-
-
-def test_what_cannot_be_asked_for():
-    with pytest.raises(ValueError, match="split"):
-        toyworld.scenes(1, 0, "test")
-    with pytest.raises(ValueError, match="things"):
-        toyworld.scenes(1, 0, things=3)
-
-
-def test_caption_round_trip():
+def test_captions_are_read_back():
     for scene in toyworld.scenes(1000, 2) + toyworld.scenes(200, 3, "unseen"):
         assert judges.parse_caption(toyworld.caption(scene)) == scene
     assert toyworld.caption(ALONE) == "a small red circle on white"
@@ -78,48 +70,35 @@ def test_caption_round_trip():
 
 
 @pytest.mark.parametrize("text", [
-    "",
-    "a red circle on white",
-    "small red circle on white",
-    "a small red circle",
-    "a small red circle on white ",
-    "a small red circle on red",
-    "a small green star above a blue square on black",
-    "a red star above a red star on black",
-    "a orange star above a red star on black",
-    "an red star above an orange star on black",
-])
+    "", "a red circle on white", "small red circle on white", "a small red circle",
+    "a small red circle on white ", "a small red circle on red",
+    "a small green star above a blue square on black", "a red star above a red star on black",
+    "a orange star above a red star on black", "an red star above an orange star on black"])
 def test_no_caption(text):
     assert judges.parse_caption(text) is None
 
 
-# ------------------------------------------------------------------------------------------------
-# Pictures.
+# ---- Pictures.
 
 
-def test_draw_is_deterministic_and_in_range():
+def test_scenes_pictures_and_passages_are_functions_of_their_seed():
+    before = np.random.get_state()[1].copy()
     scenes = toyworld.scenes(50, 4)
     images = toyworld.draw(scenes, 4)
-    assert images.shape == (50, 32, 32, 3)
-    assert images.dtype == np.uint8
+    assert images.shape == (50, 32, 32, 3) and images.dtype == np.uint8
     assert (images == toyworld.draw(scenes, 4)).all()
     assert (images != toyworld.draw(scenes, 5)).any()
     assert scenes == toyworld.scenes(50, 4) != toyworld.scenes(50, 5)
-
-
-def test_no_pictures():
+    assert toyworld.passages(9, 4) == toyworld.passages(9, 4) != toyworld.passages(9, 5)
+    assert (np.random.get_state()[1] == before).all()
     nothing = toyworld.draw([], 0)
-    assert nothing.shape == (0, 32, 32, 3)
-    assert judges.read_pictures(nothing) == []
+    assert nothing.shape == (0, 32, 32, 3) and judges.read_pictures(nothing) == []
 
 
 @pytest.mark.parametrize("shape, area", [
-    ("circle", np.pi),
-    ("square", 1.76**2),
-    ("triangle", 0.58 * 1.85**2),
+    ("circle", np.pi), ("square", 1.76**2), ("triangle", 0.58 * 1.85**2),
     ("star", 10 * 0.5 * 1.12 * 0.46 * np.sin(np.pi / 5)),  # ten triangles: centre, tip, notch
-    ("cross", 2 * 2 * 0.6 - 0.6**2),
-])
+    ("cross", 2 * 2 * 0.6 - 0.6**2)])
 def test_shapes_have_the_areas_of_geometry(shape, area):
     assert toyworld.stamp(shape, 9).sum() == pytest.approx(81 * area, rel=0.02)
 
@@ -128,7 +107,7 @@ def test_things_lie_where_their_relation_says():
     """In the picture, the first thing's colour is on its side of the second thing's."""
     pixels = np.stack(np.mgrid[:32, :32], -1)
     for relation, step in toyworld.STEP.items():
-        image = toyworld.draw([toyworld.Scene((RED, BLUE), relation, "white")], 0)[0].astype(int)
+        image = toyworld.draw([Scene((RED, BLUE), relation, "white")], 0)[0].astype(int)
         is_red = image[..., 0] - image[..., 2] > 100
         is_blue = image[..., 2] - image[..., 0] > 100
         moved = pixels[is_red].mean(0) - pixels[is_blue].mean(0)
@@ -137,29 +116,27 @@ def test_things_lie_where_their_relation_says():
 
 @pytest.fixture(scope="module")
 def truth():
-    """2,000 scenes of all splits and their pictures."""
-    scenes = toyworld.scenes(1000, 11) + toyworld.scenes(1000, 12, "unseen")
+    """Scenes of both splits and their pictures."""
+    scenes = toyworld.scenes(400, 11) + toyworld.scenes(400, 12, "unseen")
     return scenes, toyworld.draw(scenes, 13)
 
 
 def test_picture_judge_reads_ground_truth(truth):
     scenes, images = truth
     marks = judges.judge_scenes(judges.read_pictures(images), scenes)
-    for value in marks.values():
-        assert np.nanmean(value) >= 0.99
+    assert all(np.nanmean(value) >= 0.99 for value in marks.values())
 
 
 def blur(images):
-    side = 0.125 * images
     out = 0.5 * images
     for shift, axis in ((1, 1), (-1, 1), (1, 2), (-1, 2)):
-        out += np.roll(side, shift, axis)
+        out += np.roll(0.125 * images, shift, axis)
     return out
 
 
 def test_picture_judge_reads_what_a_tokenizer_may_leave(truth):
     """Noise, blur and few grey levels of 28 to 36 dB, where tokenizers have 31 to 37."""
-    scenes, images = truth[0][::10], truth[1][::10]
+    scenes, images = truth[0][::8], truth[1][::8]
     noisy = images + toyworld.rng(14).normal(0, 10, images.shape)
     for worse in (noisy, blur(images), blur(noisy), images // 32 * 32 + 16):
         worse = np.clip(np.rint(worse), 0, 255).astype(np.uint8)
@@ -170,21 +147,7 @@ def pixels_of(scene, image):
     """The pixels (y, x) of a random thing of the scene: those nearest to its colour."""
     colours = [image[0, 0]] + [toyworld.COLOURS[thing.colour] for thing in scene.things]
     distance = [np.abs(image - np.array(colour, float)).sum(-1) for colour in colours]
-    owner = np.argmin(distance, 0)
-    return np.argwhere(owner == len(scene.things))
-
-
-def grown(pixels, size, g):
-    """A random contiguous part of some pixels, grown one by one from a random one."""
-    free = {tuple(pixel) for pixel in pixels}
-    part = [tuple(pixels[g.integers(len(pixels))])]
-    while len(part) < size:
-        edge = [(y + a, x + b) for y, x in part for a, b in toyworld.STEP.values()]
-        edge = [pixel for pixel in edge if pixel in free and pixel not in part]
-        if not edge:
-            break
-        part.append(edge[g.integers(len(edge))])
-    return np.array(part)
+    return np.argwhere(np.argmin(distance, 0) == len(scene.things))
 
 
 def cut(pixels, size, g):
@@ -200,12 +163,12 @@ def corner(pixels, size, g):
     return pixels[np.argsort(distance, kind="stable")[:size]]
 
 
-@pytest.mark.parametrize("choose", [grown, cut, corner])
+@pytest.mark.parametrize("choose", [cut, corner])
 def test_picture_judge_finds_what_was_wiped_out(truth, choose):
     """15 to 25% of a thing has the background's colour."""
     g = toyworld.rng(15)
     damaged, scenes = [], []
-    for scene, image in zip(truth[0][::4], truth[1][::4]):
+    for scene, image in zip(truth[0][::3], truth[1][::3]):
         if len({thing.colour for thing in scene.things}) < len(scene.things):
             continue  # their pixels cannot be told apart
         pixels = pixels_of(scene, image)
@@ -214,14 +177,14 @@ def test_picture_judge_finds_what_was_wiped_out(truth, choose):
         image[y, x] = image[0, 0]
         damaged.append(image)
         scenes.append(scene)
-    assert len(scenes) > 400
+    assert len(scenes) > 200
     assert share_right(np.array(damaged), scenes) <= 0.1
 
 
 def test_picture_judge_finds_stray_blocks(truth):
     """5x5 pixels anywhere have a colour that the scene does not have."""
     g = toyworld.rng(16)
-    scenes, damaged = truth[0][::4], truth[1][::4].copy()
+    scenes, damaged = truth[0][::3], truth[1][::3].copy()
     for scene, image in zip(scenes, damaged):
         used = [thing.colour for thing in scene.things]
         others = [value for name, value in toyworld.COLOURS.items() if name not in used]
@@ -239,33 +202,18 @@ def test_picture_judge_refuses_what_is_no_scene(truth):
         assert judges.read_pictures(bad) == [None] * len(bad)
 
 
-@pytest.mark.parametrize("relation", toyworld.RELATIONS)
-def test_inverse_relations_agree_in_pictures(relation):
-    opposite = toyworld.INVERSE[relation]
-    scene = toyworld.Scene((RED, BLUE), relation, "grey")
-    images = toyworld.draw([scene], 0)
-    assert toyworld.INVERSE[opposite] == relation
-    assert share_right(images, [scene]) == 1
-    assert share_right(images, [toyworld.Scene((BLUE, RED), opposite, "grey")]) == 1
-    assert share_right(images, [toyworld.Scene((BLUE, RED), relation, "grey")]) == 0
-
-
-def pair(first, second, relation="above", background="white"):
-    return toyworld.Scene((first, second), relation, background)
-
-
 @pytest.mark.parametrize("read, wanted, wrong", [
     (PAIR, PAIR, ""),
-    (pair(BLUE, RED, "below"), PAIR, ""),
-    (pair(RED, BLUE, "below"), PAIR, "all relation"),
-    (pair(BLUE, RED), PAIR, "all relation"),
-    (pair(RED, BLUE, "left of"), PAIR, "all relation"),
-    (pair(RED, BLUE, background="pink"), PAIR, "all background"),
-    (pair(RED, toyworld.Thing("green", "star")), PAIR, "all colour"),
-    (pair(RED, toyworld.Thing("blue", "cross")), PAIR, "all shape"),
+    (Scene((BLUE, RED), "below", "white"), PAIR, ""),
+    (Scene((RED, BLUE), "below", "white"), PAIR, "all relation"),
+    (Scene((BLUE, RED), "above", "white"), PAIR, "all relation"),
+    (Scene((RED, BLUE), "left of", "white"), PAIR, "all relation"),
+    (Scene((RED, BLUE), "above", "pink"), PAIR, "all background"),
+    (Scene((RED, Thing("green", "star")), "above", "white"), PAIR, "all colour"),
+    (Scene((RED, Thing("blue", "cross")), "above", "white"), PAIR, "all shape"),
     (ALONE, PAIR, "all count colour shape relation"),
     (PAIR, ALONE, "all count colour shape size"),
-    (toyworld.Scene((toyworld.Thing("red", "circle", "large"),), None, "white"), ALONE, "all size"),
+    (Scene((Thing("red", "circle", "large"),), None, "white"), ALONE, "all size"),
     (ALONE, ALONE, ""),
     (None, PAIR, "all background count colour shape relation"),
     (None, ALONE, "all background count colour shape size"),
@@ -278,91 +226,72 @@ def test_marks_say_what_is_wrong(read, wanted, wrong):
     assert [key for key, value in marks.items() if value[0] == 0] == wrong.split()
 
 
-# ------------------------------------------------------------------------------------------------
-# Passages.
+# ---- Passages.
 
 
 @pytest.mark.parametrize("split", ["seen", "unseen"])
 def test_passage_judge_reads_ground_truth(split):
     made = toyworld.passages(500, 70, split)
-    assert made == toyworld.passages(500, 70, split) != toyworld.passages(500, 71, split)
     verdict = judges.judge_passages(made)
-    assert verdict["grammatical"].all()
-    assert verdict["consistent"].all()
-    for text in made:
-        assert 14 <= len(text.split()) <= 30
-        assert 2 <= text.count(".") <= 4
+    assert verdict["grammatical"].all() and verdict["consistent"].all()
+    assert all(14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4 for text in made)
 
 
-def test_passage_judge_refuses_shuffled_sentences_and_noise():
+COUNTED = "there are two green {}. so there are five shapes."
+PLURALS = ["stars and three red crosss", "circlees and three red crosses",
+           "star and three red crosses", "starses and three red crosses",
+           "stars and three red cross"]
+
+
+def test_passage_judge_refuses_shuffled_sentences_noise_and_wrong_plurals():
     made = toyworld.passages(300, 72)
     turned = [". ".join(reversed(text[:-1].split(". "))) + "." for text in made]
     assert not judges.judge_passages(turned)["consistent"].any()
     words = [" ".join(toyworld.rng(73, i).permutation(text.split())) for i, text in enumerate(made)]
     assert judges.judge_passages(words)["grammatical"].mean() < 0.01
-    cut_off = [text[:-1] for text in made] + ["", ".", "so."]
-    assert not judges.judge_passages(cut_off)["grammatical"].any()
+    bad = [text[:-1] for text in made] + ["", ".", "so."] + [COUNTED.format(p) for p in PLURALS]
+    assert not judges.judge_passages(bad)["grammatical"].any()
+    assert judges.judge_passages([COUNTED.format("stars and three red crosses")])["consistent"]
+
+
+LEFT = "the red circle is left of the blue square"
+ABOVE = "the red circle is above the blue square"
+CHAIN = ABOVE + ". the blue square is above the red star"
+TURNED = "the blue square is above the red star. the blue square is below the red circle"
+STARS = "there are two green stars and three"
+SMALL = "the red circle is small. the blue square is"
+COLOURS = "the star is green. the cross is red. what colour is the star"
 
 
 @pytest.mark.parametrize("facts, conclusion, consistent", [
-    # a relation and its inverse
-    ("the red circle is left of the blue square",
-     "so the blue square is right of the red circle", True),
-    ("the red circle is left of the blue square",
-     "so the blue square is left of the red circle", False),
-    ("the red circle is left of the blue square",
-     "so the blue star is right of the red circle", False),
-    ("the red circle is left of the blue square",
-     "so the red circle is left of the blue square", False),
-    ("the red circle is left of the red circle",
+    (LEFT, "so the blue square is right of the red circle", True),
+    (LEFT, "so the blue square is left of the red circle", False),
+    (LEFT, "so the blue star is right of the red circle", False),
+    (LEFT, "so the red circle is left of the blue square", False),
+    (LEFT.replace("blue square", "red circle"),
      "so the red circle is right of the red circle", False),
-    # a chain, whose conclusion needs both
-    ("the red circle is above the blue square. the blue square is above the red star",
-     "so the red star is below the red circle", True),
-    ("the blue square is above the red star. the blue square is below the red circle",
-     "so the red circle is above the red star", True),
-    ("the red circle is above the blue square. the blue square is left of the red star",
+    (CHAIN, "so the red star is below the red circle", True),  # whose conclusion needs both
+    (TURNED, "so the red circle is above the red star", True),
+    (CHAIN, "so the blue square is below the red circle", False),
+    (CHAIN, "so the red star is below the blue square", False),
+    (CHAIN.replace("square is above", "square is left of"),
      "so the red star is below the red circle", False),
-    ("the red circle is above the blue square. the blue square is above the red circle",
+    (CHAIN.replace("star", "circle"), "so the blue square is below the red circle", False),
+    (ABOVE + ". the green cross is left of the red star",
      "so the blue square is below the red circle", False),
-    ("the red circle is above the blue square. the blue square is above the red star",
-     "so the blue square is below the red circle", False),
-    ("the red circle is above the blue square. the blue square is above the red star",
-     "so the red star is below the blue square", False),
-    ("the red circle is above the blue square. the green cross is left of the red star",
-     "so the blue square is below the red circle", False),
-    # counts
-    ("there are two green stars and three red crosses", "so there are five shapes", True),
-    ("there are two green stars and three red crosses", "so there are six shapes", False),
-    ("there are two green stars and three green stars", "so there are five shapes", False),
-    # sizes
-    ("the red circle is small. the blue square is large",
-     "so the blue square is larger than the red circle", True),
-    ("the red circle is small. the blue square is large",
-     "so the blue square is smaller than the red circle", False),
-    ("the red circle is small. the blue square is small",
-     "so the blue square is larger than the red circle", False),
-    # questions
-    ("the star is green. the cross is red", "what colour is the star. the star is green", True),
-    ("the star is green. the cross is red", "what colour is the star. the star is red", False),
-    ("the star is green. the cross is red", "what colour is the star. the cross is red", False),
+    (STARS + " red crosses", "so there are five shapes", True),
+    (STARS + " red crosses", "so there are six shapes", False),
+    (STARS + " green stars", "so there are five shapes", False),
+    (SMALL + " large", "so the blue square is larger than the red circle", True),
+    (SMALL + " large", "so the blue square is smaller than the red circle", False),
+    (SMALL + " small", "so the blue square is larger than the red circle", False),
+    (COLOURS, "the star is green", True),
+    (COLOURS, "the star is red", False),
+    (COLOURS, "the cross is red", False),
 ])
 def test_passage_judge_by_hand(facts, conclusion, consistent):
     verdict = judges.judge_passages([f"{facts}. {conclusion}."])
-    assert verdict["grammatical"][0]
-    assert verdict["consistent"][0] == consistent
-
-
-@pytest.mark.parametrize("shapes", [
-    "stars and three red crosss",
-    "circlees and three red crosses",
-    "star and three red crosses",
-    "starses and three red crosses",
-    "stars and three red cross",
-])
-def test_plurals_are_exact(shapes):
-    text = f"there are two green {shapes}. so there are five shapes."
-    assert not judges.judge_passages([text])["grammatical"][0]
+    assert verdict["grammatical"][0] and verdict["consistent"][0] == consistent
 
 
 def test_variety_counts_forms():
@@ -370,16 +299,8 @@ def test_variety_counts_forms():
     # five writers, one of which has two forms: 1/3 both conclusions, 2/3 one of them
     entropy = 0.8 * np.log(5) + 0.2 * (np.log(15) / 3 + 2 * np.log(7.5) / 3)
     assert judges.variety(made) == pytest.approx(np.exp(entropy) / 6, abs=0.02)
-    one = "there are two green stars and three red crosses. so there are five shapes."
+    one = COUNTED.format("stars and three red crosses")
     two = "the red star is above the blue square. so the blue square is below the red star."
     assert judges.variety([one] * 5) == pytest.approx(1 / 6)
     assert judges.variety([one, two, one, two]) == pytest.approx(2 / 6)
     assert judges.variety(["so."]) == 0
-
-
-def test_global_state_is_left_alone():
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
-    toyworld.draw(toyworld.scenes(5, 0), 0)
-    toyworld.passages(5, 0)
-    assert (np.random.get_state()[1] == before).all()
