@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from sources import speechjudge, toyspeech, toyworld
+from tokenizers import audio
 
 SEEN = sum(toyspeech.all_phrases("seen"), [])
 UNSEEN = sum(toyspeech.all_phrases("unseen"), [])
-ALL_PHRASES = SEEN + UNSEEN
-
 VOWELS = set("iy i ih eh ae aa ao or ah uw er ax ey ay ow".split())
 CONSONANTS = set(toyspeech.PHONEMES) - VOWELS
 ALLOPHONES = ["t ty st tr", "k sk", "r rr", "l el", "iy i", "ao or"]  # no faults for each other
@@ -22,20 +21,17 @@ def some_phrases(n, seed):
     return seen + toyspeech.phrases(n // 3, seed, "unseen")
 
 
-def share_right(read, phrases):
+def share_right(waves, phrases):
+    read = speechjudge.read_speech(waves)
     return np.mean([text == phrase for text, phrase in zip(read, phrases, strict=True)])
 
 
-# ------------------------------------------------------------------------------------------------
-# Phrases.
+# ---- Phrases.
 
 
-def test_all_phrases_are_there_once():
-    count = len(toyworld.SIZES) * len(toyworld.KINDS) + 99
-    assert len(ALL_PHRASES) == len(set(ALL_PHRASES)) == count
-
-
-def test_splits_keep_apart():
+def test_all_phrases_are_there_once_and_splits_keep_apart():
+    both = SEEN + UNSEEN
+    assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.KINDS) + 99
     names = [toyworld.number_words(n) for n in range(100)]
     for split in ("seen", "unseen"):
         said = toyspeech.phrases(500, 0, split)
@@ -50,13 +46,12 @@ def test_splits_keep_apart():
         toyspeech.phrases(1, 0, "test")
 
 
-# ------------------------------------------------------------------------------------------------
-# The synthesiser.
+# ---- The synthesiser.
 
 
 def test_every_phrase_is_short_and_fills_its_wave():
-    voices = list(toyspeech.VOICES) * len(ALL_PHRASES)
-    for wave in toyspeech.speak(ALL_PHRASES, 0, voices[:len(ALL_PHRASES)]):
+    voices = list(toyspeech.VOICES) * len(SEEN)
+    for wave in toyspeech.speak(SEEN + UNSEEN, 0, voices[:len(SEEN + UNSEEN)]):
         assert wave.dtype == np.float32 and wave.ndim == 1
         assert 0.2 * toyspeech.SAMPLE_RATE < len(wave) <= 1.5 * toyspeech.SAMPLE_RATE
         assert np.abs(wave).max() == pytest.approx(0.9)
@@ -68,10 +63,7 @@ def test_every_phrase_is_short_and_fills_its_wave():
 def test_speech_is_deterministic():
     said = toyspeech.phrases(6, 0)
     state = np.random.get_state()[1].copy()
-    first = toyspeech.speak(said, 1)
-    again = toyspeech.speak(said, 1)
-    other = toyspeech.speak(said, 2)
-    for a, b, c in zip(first, again, other):
+    for a, b, c in zip(*(toyspeech.speak(said, seed) for seed in (1, 1, 2)), strict=True):
         assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert (np.random.get_state()[1] == state).all()
     assert toyspeech.speak([], 0) == []
@@ -80,71 +72,46 @@ def test_speech_is_deterministic():
 
 
 def test_source_is_the_sum_of_its_harmonics():
-    frames, count = 20, 30
-    source = toyspeech.harmonics(np.full(frames, 113.7), np.full(frames, count))
-    sample = np.arange(1, len(source) + 1)
-    wanted = np.zeros(len(source))
-    for k in range(1, count + 1):
-        wanted += np.cos(2 * np.pi * k * 113.7 * sample / toyspeech.SAMPLE_RATE)
+    source = toyspeech.harmonics(np.full(20, 113.7), np.full(20, 30))
+    phase = 2 * np.pi * 113.7 * np.arange(1, len(source) + 1) / toyspeech.SAMPLE_RATE
+    wanted = sum(np.cos(k * phase) for k in range(1, 31))
     np.testing.assert_allclose(source, wanted, atol=1e-6)
 
 
 def test_resonances_peak_at_the_formants():
-    formants = (500, 1500, 2500)
+    formants = np.array([(500, 1500, 2500)], np.float32)
     f = np.arange(100, 3000, 5, dtype=np.float32)
-    gain = np.abs(toyspeech.resonances(np.array([formants], np.float32), f))[0]
-    for formant in formants:
+    gain = np.abs(toyspeech.resonances(formants, f))[0]
+    for formant in formants[0]:
         near = np.abs(f - formant) < 300
-        peak = f[near][gain[near].argmax()]
-        assert abs(peak - formant) <= 20
+        assert abs(f[near][gain[near].argmax()] - formant) <= 20
 
 
-# ------------------------------------------------------------------------------------------------
-# The judge hears what was said.
+# ---- The judge hears what was said.
 
 
 @pytest.mark.parametrize("voice", toyspeech.VOICES)
 def test_judge_reads_ground_truth(voice):
     seed = 30 + list(toyspeech.VOICES).index(voice)
-    said = some_phrases(36, seed)
-    read = speechjudge.read_speech(toyspeech.speak(said, seed, [voice] * len(said)))
-    assert share_right(read, said) >= 0.99
+    said = some_phrases(24, seed)
+    assert share_right(toyspeech.speak(said, seed, [voice] * len(said)), said) == 1
 
 
-def mel_bank(bins, bands):
-    top = 2595 * np.log10(1 + toyspeech.SAMPLE_RATE / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
-    f = np.linspace(0, toyspeech.SAMPLE_RATE / 2, bins)
-    bank = [np.interp(f, edges[k:k + 3], [0, 1, 0]) for k in range(bands)]
-    return torch.from_numpy(np.stack(bank)).float()
-
-
-def griffin_lim(wave, size=1024, hop=200, bands=80, steps=16):
+def vocoded(wave, net, generator):
     """Wave -> log-mel spectrogram, off by 2 dB -> wave: what a small codec makes of it."""
-    window = torch.hann_window(size)
-    generator = torch.Generator().manual_seed(0)
-
-    def analyse(x):
-        return torch.stft(x, size, hop, window=window, return_complex=True)
-
-    def synthesise(spectrum):
-        return torch.istft(spectrum, size, hop, window=window, length=len(wave))
-
-    bank = mel_bank(size // 2 + 1, bands)
-    mel = bank @ analyse(torch.from_numpy(wave)).abs()
-    error = 2 * torch.randn(mel.shape, generator=generator)  # dB
-    mel = mel.clamp(min=1e-4) * 10 ** (error / 20)
-    magnitude = (torch.linalg.pinv(bank) @ mel).clamp(min=0)
-    phase = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator)
-    for _ in range(steps):
-        phase = analyse(synthesise(torch.polar(magnitude, phase))).angle()
-    return synthesise(torch.polar(magnitude, phase)).numpy()
+    magnitudes = net.magnitudes(audio.padded(wave, audio.AudioConfig()))
+    mel = net.mel(magnitudes)[0]                                          # (mels, T)
+    mel = mel + 2 / audio.DB * torch.randn(mel.shape, generator=generator)
+    found = torch.linalg.pinv(net.filters.T) @ mel.exp()                  # (bins, T)
+    return audio.griffin_lim(net, found.clamp(min=0), rounds=16).numpy()
 
 
 def test_judge_survives_a_vocoder(one_thread):
     said = some_phrases(24, 50)
-    read = speechjudge.read_speech([griffin_lim(wave) for wave in toyspeech.speak(said, 52)])
-    assert share_right(read, said) >= 0.95
+    net = audio.Net(audio.AudioConfig())
+    generator = torch.Generator().manual_seed(0)
+    waves = [vocoded(wave, net, generator) for wave in toyspeech.speak(said, 52)]
+    assert share_right(waves, said) >= 0.95
 
 
 def test_judge_survives_uneven_rhythm(monkeypatch):
@@ -159,19 +126,10 @@ def test_judge_survives_uneven_rhythm(monkeypatch):
     speechjudge.templates()
     monkeypatch.setattr(toyspeech, "segment_frames", uneven)
     said = some_phrases(24, 53)
-    read = speechjudge.read_speech(toyspeech.speak(said, 54))
-    assert share_right(read, said) >= 0.95
+    assert share_right(toyspeech.speak(said, 54), said) >= 0.95
 
 
-# ------------------------------------------------------------------------------------------------
-# The judge does not hear what was not said.
-
-
-def sounds_like(name):
-    for group in ALLOPHONES:
-        if name in group.split():
-            return group.split()
-    return [name]
+# ---- The judge does not hear what was not said.
 
 
 def spoil(word, pool, g):
@@ -181,20 +139,19 @@ def spoil(word, pool, g):
         del names[g.integers(len(names))]
         return names
     i = g.choice([i for i, name in enumerate(names) if name in pool])
-    others = pool.difference(sounds_like(names[i]))
-    names[i] = g.choice(sorted(others))
+    alike = [group.split() for group in ALLOPHONES if names[i] in group.split()]
+    names[i] = g.choice(sorted(pool.difference([names[i]], *alike)))
     return names
 
 
 def misspoken(phrase, pool, g, monkeypatch):
     """A phrase with a fault in every word but the article."""
-    words = []
-    for word in phrase.split():
+    words = phrase.split()
+    for i, word in enumerate(words):
         if word != "a":
             names = spoil(word, pool, g)
-            word = "-".join(names)
-            monkeypatch.setitem(toyspeech.LEXICON, word, " ".join(names))
-        words.append(word)
+            words[i] = "-".join(names)
+            monkeypatch.setitem(toyspeech.LEXICON, words[i], " ".join(names))
     return " ".join(words)
 
 
@@ -205,11 +162,11 @@ FAULTS = {"wrong vowel": VOWELS, "wrong consonant": CONSONANTS, "phoneme dropped
 def test_judge_refuses_misspoken_phrases(fault, monkeypatch):
     """No fault is known to the judge: all its templates are of true words."""
     g = toyworld.rng(70)
-    said = some_phrases(48, 71)
+    said = some_phrases(36, 71)
     faulty = [misspoken(phrase, FAULTS[fault], g, monkeypatch) for phrase in said]
     read = speechjudge.read_speech(toyspeech.speak(faulty, 72))
-    assert share_right(read, said) <= 0.15
-    assert speechjudge.words_right(read, said).mean() <= 0.25
+    marks = speechjudge.words_right(read, said)
+    assert np.mean(marks == 1) <= 0.15 and marks.mean() <= 0.25
 
 
 def test_one_misspoken_word_is_unclear(monkeypatch):
@@ -222,25 +179,14 @@ def test_judge_refuses_what_is_no_speech():
     g = toyworld.rng(60)
     said = some_phrases(24, 61) + ["nine"]
     spoken = toyspeech.speak(said, 62)
-    silence = [np.zeros(16000), np.zeros(100), np.zeros(0)]
-    tone = [np.sin(np.arange(16000) / 6)]
-    noise = [g.standard_normal(16000)]
+    nothing = [np.zeros(16000), np.zeros(100), np.zeros(0), np.sin(np.arange(16000) / 6),
+               g.standard_normal(16000)]
     shuffled = [g.permutation(wave) for wave in spoken]
-    assert set(speechjudge.read_speech(silence + tone + noise + shuffled)) == {""}
-    assert speechjudge.read_speech([]) == []
-
-    backwards = speechjudge.read_speech([wave[::-1] for wave in spoken])
-    assert share_right(backwards, said) == 0
+    assert set(speechjudge.read_speech(nothing + shuffled)) == {""}
+    assert share_right([wave[::-1] for wave in spoken], said) == 0
 
 
-def test_judge_hears_another_word():
-    read = speechjudge.read_speech(toyspeech.speak(["a small red circle", "forty two"], 63))
-    wanted = ["a large red circle", "forty five"]
-    np.testing.assert_allclose(speechjudge.words_right(read, wanted), [2 / 3, 1 / 2])
-
-
-# ------------------------------------------------------------------------------------------------
-# Its parts.
+# ---- Its parts.
 
 
 def cheapest_path(distance):
@@ -263,18 +209,17 @@ def test_warp_finds_the_cheapest_path():
         assert speechjudge.warp(distance).tolist() == cheapest_path(distance)
 
 
-def test_words_right_by_hand():
-    cases = [
-        ("a small red circle", "a small red circle", 1),
-        ("small red circle", "a small red circle", 1),
-        ("a", "a small red circle", 0),
-        ("", "forty two", 0),
-        ("forty", "forty two", 1 / 2),
-        ("a small blue circle", "a small red circle", 2 / 3),
-        ("two forty", "forty two", 0),
-        ("red circles star", "a small red circle", 0),  # one dropped, one changed, one added
-        ("red circle", "a small red circle", 2 / 3),
-        ("six seven eight nine", "six", 0),
-    ]
-    said, wanted, marks = zip(*cases)
-    np.testing.assert_allclose(speechjudge.words_right(said, wanted), marks)
+@pytest.mark.parametrize("said, wanted, mark", [
+    ("a small red circle", "a small red circle", 1),
+    ("small red circle", "a small red circle", 1),
+    ("a", "a small red circle", 0),
+    ("", "forty two", 0),
+    ("forty", "forty two", 1 / 2),
+    ("a small blue circle", "a small red circle", 2 / 3),
+    ("two forty", "forty two", 0),
+    ("red circles star", "a small red circle", 0),  # one dropped, one changed, one added
+    ("red circle", "a small red circle", 2 / 3),
+    ("six seven eight nine", "six", 0),
+])
+def test_words_right_by_hand(said, wanted, mark):
+    assert speechjudge.words_right([said], [wanted])[0] == pytest.approx(mark)
