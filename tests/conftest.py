@@ -39,3 +39,9 @@ def trained(tmp_path_factory):
         printed = call(train.main, "--run", folder, *TINY, "--score-n", 2)
     torch.set_num_threads(before)
     return folder, printed
+
+
+@pytest.fixture(scope="session")
+def toy(trained):
+    """That run, loaded."""
+    return sample.load_run(trained[0], torch.device("cpu"))
