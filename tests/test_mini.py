@@ -1,36 +1,24 @@
 """mini.py: the loss of diffusion.py, a bound, exact one token at a time, and it runs."""
 import itertools
 import math
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import ROOT
 
 import diffusion
 import mini
+from sources import toyworld
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the red star is small.", "so the red star is left of it.", "what is it.", "a star."]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def world():
-    """Rows of four short texts and an untrained network."""
-    rows, vocabulary = mini.make_rows(TEXTS)
-    torch.manual_seed(0)
-    return rows, vocabulary, mini.Denoiser(len(vocabulary), rows.shape[1], width=16)
-
-
-def own_ids(rows, vocabulary):
-    """The ids that may stand at each place: all but the mask."""
-    return torch.ones_like(rows), torch.full_like(rows, len(vocabulary))
-
-
-def test_rows_are_texts_and_ends(world):
-    rows, vocabulary, _ = world
+def test_rows_are_different_texts_and_ends():
+    rows, vocabulary = mini.make_rows(TEXTS + TEXTS[:2])
     assert vocabulary[mini.END] == ""
     texts = ["".join(map(vocabulary.__getitem__, row)) for row in rows]
     assert sorted(texts) == sorted(TEXTS)
@@ -38,46 +26,23 @@ def test_rows_are_texts_and_ends(world):
     assert torch.equal(rows == mini.END, torch.arange(rows.shape[1]) >= length)
 
 
-def test_rows_are_different():
-    rows, _ = mini.make_rows(TEXTS + TEXTS[:2])
-    assert len(rows) == len(TEXTS)
-
-
-def test_loss_is_that_of_diffusion(world):
-    rows, vocabulary, net = world
+def test_loss_is_that_of_diffusion():
+    rows, vocabulary = mini.make_rows(TEXTS)
+    torch.manual_seed(0)
+    net = mini.Denoiser(len(vocabulary), rows.shape[1], width=16)
     B, L = rows.shape
     rng = torch.Generator().manual_seed(1)
     loss = mini.loss(net, rows, rng)
     rng.manual_seed(1)
     t = (torch.arange(B, 0, -1)[:, None] - torch.rand(B, 1, generator=rng)) / B
     u = torch.rand(B, L, generator=rng)
-    low, high = own_ids(rows, vocabulary)
+    low, high = torch.ones_like(rows), torch.full_like(rows, len(vocabulary))  # all but the mask
     doc = torch.arange(B)[:, None].expand(B, L)
     member = torch.zeros_like(rows)
     x, weight, _ = diffusion.corrupt(rows, doc, member, t, 1 / t, u, mini.MASK)
     batch = diffusion.Batch(x, member, doc, rows, low, high, member, weight, torch.tensor([B * L]))
     nats = diffusion.loss_terms(lambda x, place, doc, where: net(x)[where], batch)
     assert loss.item() == pytest.approx(nats.item() / math.log(2), rel=1e-5)
-
-
-def test_loss_is_the_bound_of_diffusion_on_its_masks(world, monkeypatch):
-    rows, vocabulary, net = world
-    B, L = rows.shape
-    asked = []
-
-    def predict(x, where):
-        asked.append(where)
-        return net(x)[where]
-
-    low, high = own_ids(rows, vocabulary)
-    noised = torch.ones_like(rows, dtype=torch.bool)
-    rng = np.random.default_rng(0)
-    nats = diffusion.bound(predict, rows, noised, low, high, mini.MASK, rng)
-    t = asked[0].sum(1, keepdim=True) / L  # with t = k / L the weights are equal, too
-    draws = iter([torch.arange(B, 0, -1)[:, None] - B * t, (~asked[0]).float()])
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: next(draws))
-    bits = mini.loss(net, rows, None)
-    assert bits.item() == pytest.approx(nats.mean().item() / L / math.log(2), rel=1e-5)
 
 
 def test_loss_bounds_what_a_row_costs():
@@ -112,10 +77,8 @@ def twins(x):
     """The exact network of rows that are 2 2 or 3 3 with equal probability."""
     logits = torch.full((1, 2, 4), -torch.inf)
     seen = int(x.max())
-    if seen == mini.MASK:
-        logits[..., 2:] = 0.0
-    else:
-        logits[..., seen] = 0.0
+    possible = slice(2, 4) if seen == mini.MASK else seen
+    logits[..., possible] = 0.0
     return logits
 
 
@@ -124,35 +87,26 @@ def test_one_token_a_step_makes_no_error(steps, errors):
     rng = torch.Generator().manual_seed(0)
     wrong = []
     for _ in range(400):
-        for x in mini.sample(twins, 2, steps, rng):
-            pass
+        *_, x = mini.sample(twins, 2, steps, rng)
         assert (x != mini.MASK).all()
         wrong.append(bool(x[0] != x[1]))
     assert np.mean(wrong) == pytest.approx(errors, abs=0.1)
 
 
-def run(*flags):
-    command = [sys.executable, "mini.py", *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_it_runs():
-    said = run("--steps", 30)
-    assert "held out: " in said and "written in 4 steps:" in said
-    assert "\033" not in said
-
-
-def test_it_runs_on_a_text(tmp_path):
+def test_it_runs_on_the_toy_world_and_on_a_text(tmp_path, monkeypatch, capsys):
     lines = [f"line {i} says: {i * i}, and nothing else!" for i in range(40)]
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert "written in 10 steps:" in run("--text", path, "--steps", 2)
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    few = toyworld.passages(200, 0)
+    monkeypatch.setattr(toyworld, "passages", lambda n, seed: few)
 
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["mini.py", *flags])
+        runpy.run_path(str(ROOT / "mini.py"), run_name="__main__")
+        return capsys.readouterr().out
 
-def test_a_missing_text_is_told_in_one_line(tmp_path):
-    command = [sys.executable, "mini.py", "--text", str(tmp_path / "none.txt")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "none.txt" in done.stderr and "Traceback" not in done.stderr
+    said = run("--steps", "3")
+    assert "held out: " in said and "written in 4 steps:" in said and "\033" not in said
+    assert "written in 10 steps:" in run("--text", str(tmp_path / "text.txt"), "--steps", "2")
+    with pytest.raises(SystemExit) as stopped:
+        run("--text", str(tmp_path / "none.txt"))
+    assert stopped.value.code == 2 and "none.txt" in capsys.readouterr().err
