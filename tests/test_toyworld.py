@@ -1,6 +1,4 @@
 """The toy world: its judges read its own ground truth, and say no to anything else."""
-import re
-
 import numpy as np
 import pytest
 
@@ -50,16 +48,6 @@ def test_scenes_hold_different_things_and_splits_keep_apart(things):
         toyworld.scenes(1, 0, "test")
     with pytest.raises(ValueError, match="things"):
         toyworld.scenes(1, 0, things=3)
-
-
-def test_seen_passages_hold_no_unseen_kind():
-    colours = "|".join(toyworld.COLOURS)
-    shapes = "|".join(toyworld.SHAPES)
-    for text in toyworld.passages(1000, 0):
-        kinds = re.findall(f"({colours}) ({shapes})", text)
-        turned = re.findall(f"the ({shapes}) is ({colours})", text)
-        kinds += [(colour, shape) for shape, colour in turned]
-        assert kinds and not any(toyworld.unseen(*kind) for kind in kinds)
 
 
 def test_captions_are_read_back():
@@ -230,11 +218,15 @@ def test_marks_say_what_is_wrong(read, wanted, wrong):
 
 
 @pytest.mark.parametrize("split", ["seen", "unseen"])
-def test_passage_judge_reads_ground_truth(split):
+def test_passage_judge_reads_ground_truth_of_splits_that_keep_apart(split):
     made = toyworld.passages(500, 70, split)
     verdict = judges.judge_passages(made)
     assert verdict["grammatical"].all() and verdict["consistent"].all()
-    assert all(14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4 for text in made)
+    hidden = [kind for kind in toyworld.KINDS if toyworld.unseen(*kind)]
+    for text in made:
+        assert 14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4
+        found = [f"{c} {s}" in text or f"{s} is {c}" in text for c, s in hidden]
+        assert any(found) == (split == "unseen")
 
 
 COUNTED = "there are two green {}. so there are five shapes."
@@ -276,7 +268,7 @@ COLOURS = "the star is green. the cross is red. what colour is the star"
     (CHAIN, "so the red star is below the blue square", False),
     (CHAIN.replace("square is above", "square is left of"),
      "so the red star is below the red circle", False),
-    (CHAIN.replace("star", "circle"), "so the blue square is below the red circle", False),
+    (CHAIN.replace("star", "circle"), "so the red circle is below the red circle", False),
     (ABOVE + ". the green cross is left of the red star",
      "so the blue square is below the red circle", False),
     (STARS + " red crosses", "so there are five shapes", True),
