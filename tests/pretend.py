@@ -1,4 +1,4 @@
-"""A pretended accelerator, so that a machine without one can tell whether all is moved where needed.
+"""A pretended accelerator: tells without a true one whether all is moved where it is needed.
 
 Its tensors say that they are on the meta device, and hold a CPU tensor inside. An operation on
 tensors of both kinds raises, as it would on a GPU.
