@@ -36,7 +36,7 @@ def tokens_per_second(spin, flags):
         return files.read_json(path)["diffusion"]["tokens_per_second"]
 
 
-def study(folder, spins=SPINS, repeats=3, flags=("--steps", "12", "--compile", "off")):
+def study(folder, spins=SPINS, repeats=1, flags=("--steps", "12", "--compile", "off")):
     arms = {spin: {"alone": [], "beside a busy process": []} for spin in spins}
     for _ in range(repeats):  # in turn, since a machine's speed drifts
         for spin in spins:

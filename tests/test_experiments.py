@@ -1,5 +1,5 @@
 """The studies: quick forms run, fits find known laws, errors and extents by hand."""
-import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -46,9 +46,17 @@ def quick(name, *argv):
     return result
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are drawn, but not made files of, which would take as long as small studies."""
+    if importlib.util.find_spec("matplotlib"):
+        for name in ("tight_layout", "savefig"):
+            monkeypatch.setattr(f"matplotlib.figure.Figure.{name}", lambda *args, **options: None)
+
+
 @pytest.mark.parametrize("name", ["process", "transfer", "batch_size", "complement", "schedules",
                                   "busy", "autoregression", "masking_pairs", "scaling", "mixing"])
-def test_quick_forms_run(name, capsys):
+def test_quick_forms_run(name, capsys, unrendered):
     quick(name)
     out = capsys.readouterr().out
     assert "nan" not in out and "wrote" in out
@@ -116,7 +124,7 @@ def test_twin_in_bits_a_character(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sampling", "passages"])
-def test_quick_forms_on_a_run(name, trained, capsys):
+def test_quick_forms_on_a_run(name, trained, capsys, unrendered):
     quick(name, "--run", str(trained[0]))
     assert "nan" not in capsys.readouterr().out
 

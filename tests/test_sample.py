@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import call, told
+from runs import call
 
 import data
 import files
@@ -90,6 +90,8 @@ def test_guidance_and_candidates_are_paid_for(toy):
     none, much, best = made(guidance=0.0), made(guidance=9.0), made(candidates=3, rounds=5)
     assert none.nfe == 4 and much.nfe == 8 and not torch.equal(none.ids, much.ids)
     assert 3 * 2 * 4 < best.nfe <= 3 * (2 * 4 + 2 * 5) and len(best.outputs["image"]) == 2
+    of_nothing = [sample.generate(toy, "text", [None], length=8, guidance=g) for g in (0.0, 9.0)]
+    assert of_nothing[0].nfe == of_nothing[1].nfe
     start = sample.punch(toy, "image-text", none.ids, "image")
     plain = sample.fill(toy, "image-text", start, seed=1, steps=4, temperature=1.0,
                         choice_temperature=DEFAULTS["text-to-image"]["choice_temperature"])
@@ -101,8 +103,10 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
     a prompt the one that obeys is taken, from either side, or the one that obeys most."""
     stream = data.Stream({"text": (1, 10), "image": (1, 4)}, {"image-text": [4, 5]})
     image, text = stream.start["image"], stream.start["text"]
+    asked = []
 
     def predict(x, where):
+        asked.append(len(x))
         logits = torch.zeros(*x.shape, stream.vocab)
         of_image, of_text = slice(2, 6), slice(7, 11)
         colours = x[:, of_text] - text - 5 + image                        # (B, 4)
@@ -121,6 +125,7 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
         kept, nfe = sample.best_candidates(run, "image-text", data.stacked(rows), [given], 4, 0, 6)
         assert kept.tolist() == [2, 4]
         assert nfe.tolist() == [2 * 6 * 4, 2 * 6 * 3]  # equal candidates are judged once
+    assert sum(asked) == 2 * nfe.sum()
 
 
 def test_rows_that_agree_are_asked_once(toy, monkeypatch):
@@ -138,10 +143,10 @@ def test_rows_that_agree_are_asked_once(toy, monkeypatch):
 
 
 def test_many_prompts_are_filled_in_pieces(toy):
-    ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 18)
+    ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 32)
     made = sample.fill(toy, "speech-text", ids, ("text",), batch=1, sampler="ancestral", steps=2)
     texts = content(toy, "speech-text", "text", made.ids)
-    assert len(made.ids) == 18 and not torch.equal(texts[:2], texts[16:])  # their noise differs
+    assert len(made.ids) == 32 and not torch.equal(texts[:16], texts[16:])  # their noise differs
     assert set(made.outputs) == {"text"} and 1 <= made.nfe <= 2
 
 
@@ -260,6 +265,14 @@ def test_nothing_ends_before_given_content(toy, monkeypatch):
     rows = toy.stream.describe(row)
     lower = rows.high - sample.without_early_ends(rows, "speech-text")
     assert lower[0].nonzero()[:, 0].tolist() == list(range(2, 11))
+
+
+def test_a_hole_is_a_share_of_what_is_no_palette(toy):
+    def at(*args):
+        return np.flatnonzero(sample.share_of(toy, *args)).tolist()
+
+    assert at("image", 0.5, 1, 19) == list(range(11, 19))  # the lower two of four rows of squares
+    assert at("image", 0, 1, 19) == list(range(3, 19)) and at("speech", 0.5, 1, 8) == [4, 5, 6, 7]
 
 
 def test_an_empty_clip_becomes_one_step(toy):

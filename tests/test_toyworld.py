@@ -251,6 +251,7 @@ ABOVE = "the red circle is above the blue square"
 CHAIN = ABOVE + ". the blue square is above the red star"
 TURNED = "the blue square is above the red star. the blue square is below the red circle"
 STARS = "there are two green stars and three"
+LARGER = "so the blue square is larger than the red circle"
 SMALL = "the red circle is small. the blue square is"
 COLOURS = "the star is green. the cross is red. what colour is the star"
 
@@ -274,9 +275,10 @@ COLOURS = "the star is green. the cross is red. what colour is the star"
     (STARS + " red crosses", "so there are five shapes", True),
     (STARS + " red crosses", "so there are six shapes", False),
     (STARS + " green stars", "so there are five shapes", False),
-    (SMALL + " large", "so the blue square is larger than the red circle", True),
+    (SMALL + " large", LARGER, True),
+    (SMALL + " large", f"{LARGER}. {LARGER}", False),
     (SMALL + " large", "so the blue square is smaller than the red circle", False),
-    (SMALL + " small", "so the blue square is larger than the red circle", False),
+    (SMALL + " small", LARGER, False),
     (COLOURS, "the star is green", True),
     (COLOURS, "the star is red", False),
     (COLOURS, "the cross is red", False),
