@@ -5,7 +5,8 @@ fastest way to wait. If another process takes one of the cores, the spinning thr
 that does not run. How long should they spin before they sleep?
 Set-up: `python -m tools.bench`, the step of the default run, with several values of GOMP_SPINCOUNT,
 alone and beside a process that only counts. 300000 is what libgomp takes by itself. files.py sets
-10000 where nothing is set. The machine has to be idle but for this.
+10000 where nothing is set. Each figure is one bench, the median of 12 steps. The machine has to be
+idle but for this.
 
     python experiments/busy.py
 """
@@ -15,15 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 import common
 from common import files
 
 SPINS = ("300000", "10000", "0")
 BUSY = [sys.executable, "-c", "while True: pass"]
 SMALLEST = ("--steps", "2", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}')
-QUICK = dict(spins=SPINS[1:2], repeats=1, flags=SMALLEST)
+QUICK = dict(spins=SPINS[1:2], flags=SMALLEST)
 
 
 def tokens_per_second(spin, flags):
@@ -36,22 +35,18 @@ def tokens_per_second(spin, flags):
         return files.read_json(path)["diffusion"]["tokens_per_second"]
 
 
-def study(folder, spins=SPINS, repeats=1, flags=("--steps", "12", "--compile", "off")):
-    arms = {spin: {"alone": [], "beside a busy process": []} for spin in spins}
-    for _ in range(repeats):  # in turn, since a machine's speed drifts
-        for spin in spins:
-            arms[spin]["alone"].append(tokens_per_second(spin, flags))
-            other = subprocess.Popen(BUSY)
-            try:
-                arms[spin]["beside a busy process"].append(tokens_per_second(spin, flags))
-            finally:
-                other.kill()
-                other.wait()
-    cells = {}
-    for spin, measured in arms.items():
-        cells[spin] = {name: [float(np.mean(v)), float(np.std(v) / len(v) ** 0.5)]
-                       for name, v in measured.items()}
-    return {"cores": os.cpu_count(), "repeats": repeats, "tokens a second": cells}
+def study(folder, spins=SPINS, flags=("--steps", "12", "--compile", "off")):
+    found = {}
+    for spin in spins:
+        alone = tokens_per_second(spin, flags)
+        other = subprocess.Popen(BUSY)
+        try:
+            beside = tokens_per_second(spin, flags)
+        finally:
+            other.kill()
+            other.wait()
+        found[spin] = {"alone": round(alone), "beside a busy process": round(beside)}
+    return {"cores": os.cpu_count(), "tokens a second": found}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import call
+from runs import call, told
 
 import data
 import files
