@@ -50,18 +50,20 @@ def speech_from_captions(run, texts):
     not, the rest is left unsaid.
     """
     slot = run.stream.slots["speech-text"][1]
-    documents = []
-    asked = 0
+    beginnings = []
     for text in texts:
         words = text.split(" ")
-        beginnings = [" ".join(words[:k + 1]) for k in range(len(words))]
-        codes = run.tokenizers["text"].encode(beginnings)
-        ends = end_probability(run, "speech-text", codes) > 0.5           # (words,)
-        ends[-1] = True
-        said = codes[int(ends.int().argmax())]
+        beginnings.append([" ".join(words[:k + 1]) for k in range(len(words))])
+    codes = run.tokenizers["text"].encode(sum(beginnings, []))
+    ends = end_probability(run, "speech-text", codes) > 0.5               # (words of all texts,)
+    documents = []
+    first = 0
+    for count in map(len, beginnings):
+        ends[first + count - 1] = True
+        said = codes[first + int(ends[first:first + count].int().argmax())]
         documents.append(run.stream.document("speech-text", [None, said[:slot - 1]]))
-        asked += len(words)
-    return data.stacked(documents), asked / len(texts)
+        first += count
+    return data.stacked(documents), len(codes) / len(texts)
 
 
 BETWEEN = {"image-text": captions_from_speech, "speech-text": speech_from_captions}

@@ -396,8 +396,11 @@ def noised(stream, ids, config, step):
     u = torch.from_numpy(random.random(ids.shape))
     schedule = diffusion.schedule(config.schedule)
     unweighted = torch.tensor([config.weighting.get(kind) == "unweighted" for kind, _ in MEMBERS])
+    complements = [False]
+    if config.complement:
+        complements.append(True)
     views = []
-    for complement in (False, True)[:1 + config.complement]:
+    for complement in complements:
         rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
         views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
                                        complement))

@@ -102,16 +102,18 @@ def settings_for(task, **changes):
 def options_of(sampler):
     """What only some samplers take: the options of this one."""
     sampler = diffusion.SAMPLERS[sampler]
-    return ("steps", "grid") * sampler.grid + sampler.options
+    if sampler.grid:
+        return ("steps", "grid", *sampler.options)
+    return sampler.options
 
 
 def check_options(task, changes):
     """UsageError for an option that only other samplers than the task's have."""
     sampler = settings_for(task, **changes)["sampler"]
     own = options_of(sampler)
-    foreign = set().union(*map(options_of, diffusion.SAMPLERS)).difference(own)
-    for name in sorted(foreign):
-        if changes.get(name) is not None:
+    options = {name for other in diffusion.SAMPLERS for name in options_of(other)}
+    for name in sorted(options):
+        if name not in own and changes.get(name) is not None:
             has = ", ".join(map(flag, own)) or "none of its own"
             raise UsageError(f"{flag(name)} is of another sampler: {task} is sampled by {sampler}, "
                              f"whose options are {has}")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from common import data, files, sample  # finds the folder above
-from tools import page
+from tools import masked
 
 FRAMES = 20
 MILLISECONDS = 110  # a frame; the last one 14 times as long
@@ -22,7 +22,7 @@ FONT = ImageFont.load_default(12)
 PANELS = {"text-to-image": (7, 116, 108, 4), "image-to-text": (7, 116, 108, 4),
           "text-to-speech": (4, 212, 80, 1), "speech-to-text": (4, 212, 80, 1),
           "text": (2, 440, 0, 4)}
-PIXELS = {"image": page.masked_picture, "speech": page.masked_clip}
+PIXELS = {"image": masked.masked_picture, "speech": masked.masked_clip}
 
 
 def stages(run, task):
@@ -40,7 +40,7 @@ def stages(run, task):
 
 
 def write(draw, x, y, width, lines, pieces):
-    """Write page.pieces in lines of `width` pixels, grey blocks for masks, while there is room."""
+    """Write masked.pieces in lines of `width` pixels, grey blocks for masks, while there is room."""
     left = x
     bottom = y + lines * LINE
     words = [word for text, _ in pieces
@@ -53,7 +53,7 @@ def write(draw, x, y, width, lines, pieces):
         if y + LINE > bottom:
             return
         if word is None:
-            draw.rounded_rectangle((x, y + 3, x + wide - 3, y + 13), 3, (page.GREY,) * 3)
+            draw.rounded_rectangle((x, y + 3, x + wide - 3, y + 13), 3, (masked.GREY,) * 3)
         elif word != "\n":
             draw.text((x, y), word, "black", FONT)
         x += wide
@@ -76,7 +76,7 @@ def draw_panel(sheet, y, run, task, ids):
                 picture = picture.resize((wide, height), Image.Resampling.NEAREST)
                 sheet.paste(picture, (x, y + TITLE), picture)
             else:
-                pieces = page.pieces(run, member, np.ones(len(member)))
+                pieces = masked.pieces(run, member, np.ones(len(member)))
                 write(draw, x, y + TITLE + height + 6, width, lines, pieces)
     return y + TITLE + height + 6 + lines * LINE + GAP
 

@@ -131,6 +131,7 @@ def main():
     else:
         texts = [entry["text"] for entry in entries]
         ears = {"knows the world": sphinx(texts), "knows English": sphinx()}
+    path = args.json or args.clips.with_name("hear.json")
     result = {"recogniser": Path(args.whisper or "pocketsphinx en-us").name, "groups": {}}
     for name, hear in ears.items():
         groups = {}
@@ -147,7 +148,6 @@ def main():
             print(f"{group:32} {name:15} {100 * mean:5.1f} ± {100 * spread:.1f}% word errors, "
                   f"{found['without_any']} of {found['clips']} clips without any")
         args.clips.with_name("heard.json").write_text(json.dumps(entries, indent=1))
-        path = args.json or args.clips.with_name("hear.json")
         path.write_text(json.dumps(result, indent=1))
 
 

@@ -12,6 +12,7 @@ import data
 import sample
 from data import MASK
 from tools import page
+from tools.masked import GREY, masked_clip, masked_picture
 
 TASKS = (*sample.TASKS, *sample.ACROSS)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -113,18 +114,18 @@ def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
         codes = toy.stream.to_codes("image", ids)
         return sample.decode(toy, "image", [codes])[0].astype(int)
 
-    shown = page.masked_picture(toy, ids)
+    shown = masked_picture(toy, ids)
     assert np.abs(shown[4:, :, :3] - decoded(ids)).max() <= 1
     assert (shown[3, :, 3] == 0).all() and (np.delete(shown, 3, 0)[:, :, 3] == 255).all()
     colourless = ids.copy()
     colourless[:3] = MASK
-    assert (page.masked_picture(toy, colourless)[:, :, :3] == page.GREY).all()
+    assert (masked_picture(toy, colourless)[:, :, :3] == GREY).all()
     ids[-1] = toy.stream.start["image"]  # code 0 in the last square, as what is masked is read
     wanted = decoded(ids)
     ids[-1] = MASK
-    shown = page.masked_picture(toy, ids)[4:, :, :3]
+    shown = masked_picture(toy, ids)[4:, :, :3]
     side = 32 // toy.tokenizers["image"].config.grid[0]
-    assert (shown[-side:, -side:] == page.GREY).all()
+    assert (shown[-side:, -side:] == GREY).all()
     assert np.abs(shown[:-side] - wanted[:-side]).max() <= 1
 
 
@@ -134,13 +135,13 @@ def test_a_clip_is_grey_where_it_is_masked_and_nothing_behind_its_end(toy):
     ids = low + 5  # a step of code 5, a masked one, an end, anything
     ids[groups:2 * groups] = MASK
     ids[2 * groups:3 * groups] = high[:groups] - 1
-    shown = page.masked_clip(toy, ids)
+    shown = masked_clip(toy, ids)
     first, masked, end, behind = np.split(shown, 4, axis=1)
-    assert (masked == [page.GREY] * 3 + [255]).all()
+    assert (masked == [GREY] * 3 + [255]).all()
     assert (first[:, :, 3] == 255).all() and len(np.unique(first[:, :, 0])) > 1
     assert (end[:, :, 3] == 0).all() and (behind[:, :, 3] == 0).all()
     ids[groups] = low[groups]  # one of three tokens is there: the step is less grey
-    assert (page.masked_clip(toy, ids) != shown).any()
+    assert (masked_clip(toy, ids) != shown).any()
 
 
 def test_a_text_is_shown_up_to_its_end_with_whole_characters(toy):

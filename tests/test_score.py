@@ -157,10 +157,11 @@ def test_pictures_of_questions_are_none_of_the_training(toy, monkeypatch):
     documents = data.Documents.of(made, toy.stream), None
     monkeypatch.setitem(toy.documents, "image-text", documents)
     known = {c.tobytes() for c in codes}
-    pictures, stale = score.fresh_pictures(toy, scenes, 9)
+    learnt = score.learnt_pictures(toy)
+    pictures, stale = score.fresh_pictures(toy, learnt, scenes, 9)
     assert sum(c.tobytes() in known for c in encode(pictures)) == stale < 20
     pictures = toyworld.draw(scenes, 10)  # of another seed they are fresh, or drawn anew
-    again, stale = score.fresh_pictures(toy, scenes, 10)
+    again, stale = score.fresh_pictures(toy, learnt, scenes, 10)
     for picture, codes, other in zip(pictures, encode(pictures), again):
         assert np.array_equal(picture, other) or codes.tobytes() in known
 

@@ -261,11 +261,13 @@ def train(images, config, steps, seed=0, device="cpu"):
     images = stacked(images, config)
     tokenizer = Tokenizer(config, steps, seed).to(device)
     net = tokenizer.net
+    found = [palette(to_float(part, device), config.colours) for part in batches(images)]
+    palettes = torch.cat(found)  # (N, K, C)
 
     def loss_of(rng):
         rows = rng.integers(0, len(images), BATCH)
         x = to_float(images[rows], device)  # (B, C, H, W)
-        colours = palette(x, config.colours)  # (B, K, C)
+        colours = palettes[torch.from_numpy(rows).to(device)]  # (B, K, C)
         parts = shares(x, colours)  # (B, K, H, W)
         latents = net.encode(colours, parts)
         codes = [net.fsq(z) for z in latents]

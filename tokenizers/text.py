@@ -27,6 +27,8 @@ from tqdm import tqdm
 import files
 from files import DataError
 
+from . import row_of_ids
+
 LONGEST = 32  # characters in a piece
 STRETCH = 2**18  # characters that tiktoken gets at once: its regex gives up on a million blanks
 ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")  # ready-made vocabularies
@@ -205,10 +207,7 @@ class Tokenizer:
         """List of ids (tokens,) -> list of str. Bytes that are not UTF-8 become U+FFFD."""
         out = []
         for ids in codes:
-            ids = np.asarray(ids)
-            if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.size)):
-                raise ValueError(f"text ids must be one row of ids in 0..{self.size - 1}; take "
-                                 "control ids out first")
+            ids = row_of_ids(ids, self.size)
             out.append(self.bpe.decode_bytes(ids.tolist()).decode("utf-8", "replace"))
         return out
 

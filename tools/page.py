@@ -18,7 +18,7 @@ import sample
 from data import KINDS, MASK
 from sample import ACROSS, TASKS
 from tools import score
-from tools.masked import GREY, masked_clip, masked_picture, pieces  # GREY: for film.py
+from tools.masked import masked_clip, masked_picture, pieces
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SAMPLES = 3  # of each task

@@ -94,13 +94,17 @@ def judge_passages(outputs):
     return marks
 
 
-def fresh_pictures(run, scenes, seed, tries=40):
-    """Pictures of scenes whose tokens no training picture has -> pictures, and how many are left
-    that do after so many tries."""
+def learnt_pictures(run):
+    """The training pictures, as a set of their ids."""
     documents = run.documents["image-text"][0]
     count = run.stream.slots["image-text"][0]
     learnt = documents.ids.reshape(len(documents), -1)  # pairs have one size
-    known = {tuple(ids) for ids in learnt[:, HEAD:HEAD + count]}
+    return {tuple(ids) for ids in learnt[:, HEAD:HEAD + count]}
+
+
+def fresh_pictures(run, known, scenes, seed, tries=40):
+    """Pictures of scenes whose tokens none of the `known` has (see `learnt_pictures`) -> pictures,
+    and how many are left that do after so many tries."""
     pictures = toyworld.draw(scenes, seed)
     stale = np.arange(len(scenes))
     for attempt in range(1, tries + 1):
@@ -116,12 +120,13 @@ def fresh_pictures(run, scenes, seed, tries=40):
 
 def picture_cells(run, n, seed):
     """(task, name, Cell) of pictures and their captions."""
+    known = learnt_pictures(run)
     for split, first in SPLITS.items():
         for things, name in ((1, "one thing"), (2, "two things")):
             at = seed + first + things - 1
             scenes = toyworld.scenes(n, at, split, things)
             captions = [toyworld.caption(scene) for scene in scenes]
-            pictures, stale = fresh_pictures(run, scenes, at)
+            pictures, stale = fresh_pictures(run, known, scenes, at)
             note = ""
             if stale:
                 note = f"{stale} of {n} pictures have the tokens of a training picture"
@@ -147,12 +152,13 @@ def speech_cells(run, n, seed):
 
 def across_cells(run, n, seed):
     """(task, name, Cell) of phrases that are heard and drawn, and of things seen and named."""
+    known = learnt_pictures(run)
     for split, first in SPLITS.items():
         at = seed + first + 5
         scenes = toyworld.scenes(n, at, split, things=1)
         phrases = [toyworld.noun_phrase(scene.things[0]) for scene in scenes]
         waves = toyspeech.speak(phrases, at)
-        pictures, _ = fresh_pictures(run, scenes, at)
+        pictures, _ = fresh_pictures(run, known, scenes, at)
         yield "speech-to-image", split, Cell(waves, partial(judge_things, scenes))
         yield "image-to-speech", split, Cell(pictures, partial(judge_speech, phrases))
 

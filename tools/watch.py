@@ -83,12 +83,14 @@ def summary(run, ids):
 
 def replay(run, film):
     """Show the film of one sample, a list of ids (L,). What does not change is shown once."""
-    terminal = sys.stdout.isatty()
-    show = frame if terminal else summary
-    frames = [show(run, ids) for ids in film]
+    if not sys.stdout.isatty():
+        for text, _ in itertools.groupby(summary(run, ids) for ids in film):
+            print(text)
+        return
+    frames = [frame(run, ids) for ids in film]
     height = 1 + max(text.count("\n") for text in frames)
     # \0337 notes a place, \0338\033[J clears all behind it
-    print(terminal * ("\n" * height + f"\033[{height}A\0337"), end="")
+    print("\n" * height + f"\033[{height}A\0337", end="")
     for text, _ in itertools.groupby(frames):
-        print(terminal * "\0338\033[J" + text, flush=True)
-        time.sleep(terminal * PAUSE)
+        print("\0338\033[J" + text, flush=True)
+        time.sleep(PAUSE)
