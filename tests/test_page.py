@@ -52,6 +52,17 @@ def test_every_task_is_shown_with_its_stages(written):
             assert ("original" in card) == bool(sample.given_members(task))
 
 
+def test_between_speech_and_pictures_prompts_have_texts_that_both_know(toy):
+    for task in sample.ACROSS:
+        kind, other = sample.kinds_of(task)
+        rows = page.prompts(toy, task)
+        texts = sample.decode(toy, "text", sample.codes_of(toy, kind, "text", rows))
+        known = page.held_out_texts(toy, other)
+        assert 1 <= len(texts) <= page.SAMPLES
+        for text in texts:
+            assert any(text.startswith(o) or o.startswith(text) for o in known)
+
+
 def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "TASKS", {"text-to-image": sample.TASKS["text-to-image"]})
     monkeypatch.setattr(page, "ACROSS", {})

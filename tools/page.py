@@ -104,8 +104,10 @@ def stages(film, row):
     return np.unique(at)
 
 
-def show_members(run, kind, modalities, ids, sure):
-    """Members of a document ids (L,) as HTML."""
+def show_members(run, kind, modalities, ids, sure=None):
+    """Members of a document ids (L,) as HTML. sure (L,): 1 everywhere by default."""
+    if sure is None:
+        sure = torch.ones(len(ids))
     rows = run.stream.describe(ids[None])
     shown = ""
     for modality in modalities:
@@ -128,20 +130,41 @@ def card(run, task, made, sure, truth, row):
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
     if given:
-        kind, targets = TASKS[parts[0]]
-        certain = torch.ones(truth.shape[1])
-        prompt = show_members(run, kind, given, truth[row], certain)
+        first, wanted = TASKS[parts[0]]
+        prompt = show_members(run, first, given, truth[row])
+        original = show_members(run, first, wanted, truth[row])
         if made.first:
-            prompt += show_members(run, kind, targets, made.first.ids[row], certain)
-        original = show_members(run, kind, targets, truth[row], certain)
+            prompt += show_members(run, first, wanted, made.first.ids[row])
+            said = [modality for modality in KINDS[kind] if modality not in targets]
+            prompt += show_members(run, kind, said, made.ids[row])
         shown = f"<div class=prompt>{prompt}</div>{shown}<div class=truth>original {original}</div>"
     return f"<article class=card>{shown}</article>"
+
+
+def held_out_texts(run, kind, count=300):
+    """The texts of the first held-out documents."""
+    ids = data.stacked(run.documents[kind][1].first(count))
+    return sample.decode(run, "text", sample.codes_of(run, kind, "text", ids))
+
+
+def prompts(run, task):
+    """Rows (B, L): the first held-out documents of a task. A task of two stages takes those whose
+    text begins as one of the last stage's kind, or the other way round, if there are any."""
+    kinds = sample.kinds_of(task)
+    chosen = run.documents[kinds[0]][1].first(SAMPLES)
+    if len(kinds) == 2:
+        texts, others = (held_out_texts(run, kind) for kind in kinds)
+        known = [i for i, text in enumerate(texts)
+                 if any(text.startswith(o) or o.startswith(text) for o in others)]
+        if known:
+            chosen = [run.documents[kinds[0]][1][i] for i in known[:SAMPLES]]
+    return data.stacked(chosen)
 
 
 def task_films(run, task, seed):
     """A task's films as HTML: answers to the first held-out prompts."""
     kind, targets = TASKS[sample.stages_of(task)[0]]
-    truth = data.stacked(run.documents[kind][1].first(SAMPLES))           # (B, L)
+    truth = prompts(run, task)                                            # (B, L)
     ids = truth
     for modality in targets:
         ids = sample.punch(run, kind, ids, modality)
@@ -159,10 +182,10 @@ def films(run, seed):
     """HTML of all tasks that the run knows."""
     parts = [f"""<h2>What it does</h2>
 <p class=soft>Each strip leads from masks, which are grey, to an answer. The prompts are the first
-{SAMPLES} held-out items, the samples those of seed {seed}. None was chosen. Orange: the network
-gave a word a low probability when it wrote it. The bar above a picture is its palette. Of several
-candidates one sees the one that the network keeps. Between speech and pictures the text that leads
-from one to the other stands under the prompt.</p>"""]
+{SAMPLES} held-out items, the samples those of seed {seed}; between speech and pictures the first
+items with a text that both know. Under the prompt stands the text that leads from one to the other.
+Orange: the network gave a word a low probability when it wrote it. The bar above a picture is its
+palette. Of several candidates one sees the one that the network keeps.</p>"""]
     for task in (*TASKS, *ACROSS):
         if set(sample.kinds_of(task)) <= set(run.stream.slots):
             parts.append(task_films(run, task, seed))
