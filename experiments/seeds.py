@@ -28,9 +28,13 @@ def read(folder):
     for name, entry in scores.get("bound", {}).items():
         nats = [entry["nats_per_token"], entry["stderr"], entry["documents"]]
         cells[f"bound, {name}"] = {"nats a token": nats}
+        for unit in [key for key in entry if f"{key}_stderr" in entry]:
+            bits = [entry[unit], entry[f"{unit}_stderr"], entry["documents"]]
+            cells[f"bound, {name}"][unit.replace("_", " ")] = bits
     log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     facts = {"seed": config["config"]["seed"], "steps": json.loads(log[-1])["step"],
-             "seconds": files.read_json(folder / "seconds.json", {})}
+             "seconds": files.read_json(folder / "seconds.json", {}),
+             "tokenizers": files.read_json(folder / "tokenizers.json", {})}
     return cells, facts
 
 
@@ -49,14 +53,16 @@ def study(folders):
     return {"runs": list(facts), "table": table}
 
 
-def brief(cell):
-    """A share in percent; all or none of n is told as such."""
+def brief(what, cell):
+    """Bits as they are, a share in percent; all or none of n is told as such."""
+    if what.startswith("bits"):
+        return f"{cell[0]:.3g} ± {cell[1]:.1g}"
     return common.told(*cell) if cell[0] in (0, 1) else f"{100 * cell[0]:.0f}"
 
 
 def markdown(result):
     """The table as Markdown."""
-    lines = ["| cell | right, mean ± error | the runs | by attribute, means % |",
+    lines = ["| cell | right, mean ± error | the runs | by attribute, means %; bits |",
              "|---|---|---|---|"]
     for name, row in result["table"].items():
         what = "all" if "all" in row else next(iter(row))
@@ -67,7 +73,7 @@ def markdown(result):
         else:
             mean = common.told(*first["mean"][:2])
             each = ", ".join(f"{v:.3f}" for v in first["runs"])
-        rest = ", ".join(f"{k} {brief(v['mean'])}" for k, v in row.items() if k != what)
+        rest = ", ".join(f"{k} {brief(k, v['mean'])}" for k, v in row.items() if k != what)
         lines.append(f"| {name} | {mean} | {each} | {rest} |")
     return "\n".join(lines)
 
