@@ -159,7 +159,8 @@ class Batch:
 
 
 def loss_terms(net, b):
-    """Nats a token of each member of each kind, (S,): each estimates the bound.
+    """Nats a token of each member of each kind, (S,). With the bound's weights and times each
+    estimates the bound.
 
     Only tokens that are hidden and carry loss go through the head. The sum is divided by all
     tokens that could have been hidden, not by those that were: else it is no bound.

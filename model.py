@@ -49,8 +49,8 @@ class ModelConfig:
         return self.depth / self.base_depth
 
 
-# width / depth is 128 for the paper's pilots (second-hand) and here for pilot and 3b. The paper's
-# totals are known (320M and 3B), not its shapes. Heads of 32 learn shapes sooner on a CPU.
+# width / depth is 128 for the paper's pilots (second-hand) and here for pilot and 3b. Known are the
+# paper's totals (3B; second-hand 320M), not its shapes. Heads of 32 learn shapes sooner on a CPU.
 PRESETS = {
     "toy": dict(width=192, depth=3, head_dim=32),
     "small": dict(width=512, depth=8),

@@ -235,7 +235,7 @@ def typed(value):
 #    Then a cosine to zero.
 
 BASE = dict(batch=2048, tokens=6_000_000, beta1=0.9, beta2=0.98, eps=1e-8, ema=0.99, momentum=0.95)
-S_CRIT = 326  # steps below which the loss rises by over 2%: experiments/batch_size.py
+S_CRIT = 326  # least steps tried that cost under 2% of the bound: experiments/batch_size.py
 
 
 def batch_rule(batch, tokens, config):

@@ -4,7 +4,7 @@ Question: what does a schedule change, and how far from the truth is each sample
 calls of the network?
 Set-up: 6 tokens of 3 values, a Markov chain that mostly copies its neighbour. The "network" is the
 exact conditional distribution, so every error is the sampler's. Total variation to the known
-distribution, beside what as many exact draws show: no sampler can come out below it.
+distribution, beside what as many exact draws show, which an exact sampler shows, too, up to chance.
 Literature: steps that reveal several tokens treat them as independent, hence the error of few
 steps (arXiv 2409.02908, section 3). Greedy orders are biased for good (2202.04200).
 

@@ -215,7 +215,7 @@ def articulate(phrase, voice, u):
     high = np.tile(scale * np.array(HIGH_FORMANTS), (count, 1))
 
     at = np.linspace(0, 1, count)
-    fade = np.minimum(1, np.minimum(at, 1 - at) * count / 4)  # 20 ms in and out
+    fade = np.minimum(1, np.minimum(at, 1 - at) * count / 4)  # 25 ms in and out
     levels = smooth(track[:, 3:6], np.array([0.25, 0.5, 0.25]))
     levels[:, 1] += breath * levels[:, 0]
 

@@ -12,11 +12,11 @@ import resource
 import sys
 import time
 
+import files  # before torch: it tells OpenMP how to wait
 import numpy as np
 import torch
 
 import data
-import files
 import train
 from tools.plan import flops_per_token
 

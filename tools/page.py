@@ -8,12 +8,12 @@ import html
 import json
 from pathlib import Path
 
+import files  # before torch: it tells OpenMP how to wait
 import numpy as np
 import torch
 
 import data
 import diffusion
-import files
 import sample
 from data import KINDS, MASK
 from sample import ACROSS, TASKS

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable
 
+import files  # before torch: it tells OpenMP how to wait
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import data
 import diffusion
-import files
 import sample
 from data import HEAD, KINDS, MASK, MODALITIES, ROUND
 from sample import ACROSS, TASKS
