@@ -12,8 +12,8 @@ the paper packs texts and pads pairs; this layout is our choice.
 A new modality is a row of MODALITIES and a file in tokenizers/, a new pairing a row of KINDS.
 """
 import functools
-import importlib
 from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 import diffusion
 import files
 from files import DataError
+from tokenizers import audio, image, text
 
 # ------------------------------------------------------------------------------------------------
 # Tables.
@@ -28,25 +29,25 @@ from files import DataError
 
 @dataclass(frozen=True)
 class Modality:
-    module: str     # file in tokenizers/
+    load: Callable  # of its tokenizer, from a path
     file: str       # name of the trained tokenizer in a run folder
     open_end: bool  # of variable length, closed by an end id
     unit: str       # what people count: the bound is told per unit, too
 
 
 MODALITIES = {
-    "text": Modality("text", "text.json", True, "character"),
-    "image": Modality("image", "image.pt", False, "pixel-channel"),
-    "speech": Modality("audio", "speech.pt", True, "second"),
+    "text": Modality(text.load, "text.json", True, "character"),
+    "image": Modality(image.load, "image.pt", False, "pixel-channel"),
+    "speech": Modality(audio.load, "speech.pt", True, "second"),
 }
 KINDS = {"text": ("text",), "image-text": ("image", "text"), "speech-text": ("speech", "text")}
 MEMBERS = [(kind, modality) for kind, members in KINDS.items() for modality in members]
-LAYOUT_VERSION = 7  # raised whenever old run folders can no longer be read
+LAYOUT_VERSION = 8  # raised whenever old run folders can no longer be read
 
 PAD, MASK = 0, 1
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
 FIRST_TASK = 2
-HEAD = 2  # a text begins with its task token and its boundary token
+HEAD = 2  # a document begins with its task token and a boundary token
 ROUND = 8  # texts are filled with ends to a multiple, so that their extent hides their length
 
 
@@ -59,10 +60,6 @@ def round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
-def tokenizer_module(modality):
-    return importlib.import_module(f"tokenizers.{MODALITIES[modality].module}")
-
-
 def load_tokenizers(folder, names):
     """The tokenizers of a run, {modality: tokenizer}; names as in its config.json.
 
@@ -71,7 +68,7 @@ def load_tokenizers(folder, names):
     tokenizers = {}
     for modality, name in names.items():
         path = folder / MODALITIES[modality].file
-        tokenizers[modality] = tokenizer_module(modality).load(path)
+        tokenizers[modality] = MODALITIES[modality].load(path)
         if tokenizers[modality].name != name:
             raise DataError(f"{files.quoted(path)} is not the tokenizer that this run was trained "
                             "with: restore it")
@@ -98,9 +95,12 @@ class Rows:
     high: torch.Tensor    # last id that may stand there, plus one
     doc: torch.Tensor     # which document it belongs to; -1: padding
 
-    def of(self, kind, modality):
-        """(B, L) bool: the tokens of one member."""
-        return self.member == MEMBERS.index((kind, modality))
+    def of(self, kind, *modalities):
+        """(B, L) bool: the tokens of these members."""
+        found = torch.zeros_like(self.member, dtype=torch.bool)
+        for modality in modalities:
+            found |= self.member == MEMBERS.index((kind, modality))
+        return found
 
 
 class Stream:
@@ -128,7 +128,7 @@ class Stream:
 
     def offset_table(self):
         """(kinds, longest, 4): member, place, low, high at each offset behind a task token."""
-        longest = max(map(self.length, self.slots))
+        longest = max(1 + len(slots) + sum(slots) for slots in self.slots.values())
         table = np.zeros((len(KINDS), longest, 4), np.int64)
         table[:, :, 0] = -1
         for kind, slots in self.slots.items():
@@ -143,10 +143,6 @@ class Stream:
                 part[:] = np.stack((member, place, low, high), 1)
                 offset += slot
         return torch.from_numpy(table)
-
-    def length(self, kind):
-        """Tokens of a document; of a text: the most."""
-        return 1 + sum(1 + slot for slot in self.slots[kind])
 
     def ranges(self, modality, position):
         """First id, and last id plus one, at positions of a member. Fixed sizes have no end."""
@@ -219,9 +215,6 @@ class Stream:
         doc = opens.flatten().cumsum(0).view_as(ids) - 1
         return Rows(ids, member.masked_fill(pad, -1), place, low, high, doc.masked_fill(pad, -1))
 
-    def as_dict(self):
-        return {"codes": self.codes, "slots": self.slots}
-
 
 def stacked(documents):
     """Documents, (n,) ids each -> rows (B, longest) of one document each, PAD behind it."""
@@ -242,9 +235,8 @@ class Documents:
     ends: np.ndarray  # (documents,)
 
     @staticmethod
-    def of(documents, stream):
-        dtype = np.uint16 if stream.vocab < 2 ** 16 else np.int32
-        ids = np.concatenate(documents).astype(dtype)
+    def of(documents):
+        ids = np.concatenate(documents).astype(np.int32)
         return Documents(ids, np.cumsum([len(d) for d in documents]))
 
     def lengths(self):
@@ -263,22 +255,16 @@ class Documents:
 
 def save_documents(path, documents):
     """{kind: (training, held-out) Documents} -> one file."""
-    arrays = {}
+    saved = {}
     for kind, parts in documents.items():
-        for part, docs in zip(("train", "held"), parts):
-            arrays[f"{kind} {part} ids"] = docs.ids
-            arrays[f"{kind} {part} ends"] = docs.ends
-    files.write_arrays(path, **arrays)
+        saved[kind] = [(torch.from_numpy(d.ids), torch.from_numpy(d.ends)) for d in parts]
+    files.save(path, saved)
 
 
 def load_documents(path):
-    arrays = files.read_arrays(path)
     documents = {}
-    for kind in KINDS:
-        if f"{kind} train ids" in arrays:
-            documents[kind] = tuple(
-                Documents(arrays[f"{kind} {part} ids"], arrays[f"{kind} {part} ends"])
-                for part in ("train", "held"))
+    for kind, parts in files.load(path).items():
+        documents[kind] = tuple(Documents(ids.numpy(), ends.numpy()) for ids, ends in parts)
     return documents
 
 
@@ -292,11 +278,12 @@ def documents_per_step(documents, mix, batch_tokens):
     return counts
 
 
-def fit_rows(lengths, length):
-    """Pack documents of these lengths into rows: the longest first, each where least room is left.
+def fit_rows(documents, length):
+    """Pack documents into rows of this length: the longest first, each where least room is left.
 
     Returns (row, start) of each document and the number of rows.
     """
+    lengths = np.array([len(ids) for ids in documents], int)
     room = np.full(len(lengths), length)  # an empty row has most room, so it is the last choice
     places = np.zeros((len(lengths), 2), int)
     for i in np.argsort(-lengths, kind="stable"):
@@ -304,10 +291,6 @@ def fit_rows(lengths, length):
         places[i] = row, length - room[row]
         room[row] -= lengths[i]
     return places, int((room < length).sum())
-
-
-def lengths_of(documents):
-    return np.array([len(ids) for ids in documents])
 
 
 class Batches:
@@ -340,11 +323,11 @@ class Batches:
 
     def shape(self, trials=8):
         """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
-        drawn = [lengths_of(self.drawn(step)) for step in range(trials)]
+        drawn = [self.drawn(step) for step in range(trials)]
         longest = max(int(d.lengths().max()) for d in self.documents.values())
         shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
-            rows = max(fit_rows(lengths, length)[1] for lengths in drawn)
+            rows = max(fit_rows(documents, length)[1] for documents in drawn)
             cost = rows * length * (length + 600)  # attention grows with the length
             shapes.append((cost, rows, length))
         return min(shapes)[1:]
@@ -352,7 +335,7 @@ class Batches:
     def __call__(self, step):
         """Rows (count, length) of ids. What finds no room in them waits for another epoch."""
         chosen = self.drawn(step)
-        places, _ = fit_rows(lengths_of(chosen), self.length)
+        places, _ = fit_rows(chosen, self.length)
         rows = np.full((self.count, self.length), PAD, np.int64)
         for ids, (row, start) in zip(chosen, places):
             if row < self.count:
@@ -386,7 +369,7 @@ def document_noise(kind, config, random):
     return torch.from_numpy(t), ROLES[mode][:, POSITION]
 
 
-def noised(stream, ids, config, step):
+def noised_batch(stream, ids, config, step):
     """The batch of a step: rows ids (B, L) under the forward process; with config.complement, all
     rows again under the complement of their masks (anti-masking). A function of (seed, step)."""
     rows = stream.describe(ids)
@@ -404,11 +387,11 @@ def noised(stream, ids, config, step):
         rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
         views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
                                        complement))
-    x, weight, could = (torch.cat(parts) for parts in zip(*views))        # (B or 2B, L)
+    x, weight, noised = (torch.cat(parts) for parts in zip(*views))        # (B or 2B, L)
     same = dict(place=rows.place, doc=rows.doc, target=ids, low=rows.low, high=rows.high,
                 member=rows.member.clamp(min=0))
     same = {name: torch.cat([z] * len(views)) for name, z in same.items()}
-    counts = torch.bincount(same["member"][could], minlength=len(MEMBERS))
+    counts = torch.bincount(same["member"][noised], minlength=len(MEMBERS))
     return diffusion.Batch(x=x, weight=weight, counts=counts, **same)
 
 
@@ -440,11 +423,11 @@ def main():
     stream = Stream({"text": (1, 90), "image": (1, 50), "speech": (2, 30)},
                     {"text": [16], "image-text": [6, 6], "speech-text": [8, 4]})
     random = rng(0)
-    text = stream.texts(random.integers(0, 90, 5))[0]
+    short = stream.texts(random.integers(0, 90, 5))[0]
     pair = stream.document("image-text", [random.integers(0, 50, 6), random.integers(0, 90, 4)])
     clip = stream.document("speech-text", [random.integers(0, 30, 6), random.integers(0, 90, 2)])
     print("a text and a picture with its caption in one row, a clip with its transcript:")
-    rows = stream.describe(stacked([np.concatenate((text, pair)), clip]))
+    rows = stream.describe(stacked([np.concatenate((short, pair)), clip]))
     for ids, member in zip(rows.ids, rows.member):
         show(ids, member)
     print("what is known of the first row: member, place, first id, last id + 1, document")

@@ -16,6 +16,7 @@ the factorisation error. With K ancestral steps of equal size both tokens fall i
 with probability 1/K, so the total variation is 1 / (2K). One token a step makes no error.
 """
 import math
+import re
 from dataclasses import dataclass
 from typing import Callable
 
@@ -45,23 +46,15 @@ SCHEDULES = {
 }
 
 
-def poly(p):
-    """alpha = 1 - t^p (MD4, Table 1); p = 1 is linear."""
-    return Schedule(alpha=lambda t: 1 - t ** p, slope=lambda t: -p * t ** (p - 1))
-
-
 def schedule(name):
-    """A Schedule by name: linear, cosine, or poly:P such as poly:2. ValueError for another."""
-    power = name.removeprefix("poly:")
-    if power != name:
-        try:
-            if 0 < float(power) <= 100:  # above, t^P vanishes at T_MIN
-                return poly(float(power))
-        except ValueError:
-            pass
-    if name not in SCHEDULES:
+    """A Schedule by name. poly:P is alpha = 1 - t^P (MD4, Table 1). ValueError for another name."""
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    found = re.fullmatch(r"poly:(\d*\.?\d+)", name)
+    p = float(found[1]) if found else 0.0
+    if not 0 < p <= 100:  # above, t^p vanishes at T_MIN
         raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 100")
-    return SCHEDULES[name]
+    return Schedule(alpha=lambda t: 1 - t ** p, slope=lambda t: -p * t ** (p - 1))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -198,34 +191,25 @@ def mask_exactly(ids, noised, k, u, mask_id):
     return ids.masked_fill(hidden, mask_id), hidden
 
 
-def systematic_counts(n, u):
-    """k_i uniform on 1..n_i, spread evenly over the rows: n (B,), u one uniform -> (B,)."""
-    k = (stratified_times(len(n), u).to(n.device) * n).long()
-    return k.clamp(max=n - 1) + 1
-
-
 @torch.no_grad()
-def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, group=None):
+def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
     """Estimate the bound on -log p(noised tokens | the others) in nats a row: (B,) float64.
 
     predict(x, where) -> logits (M, V) at the True positions of where (B, L). ids (B, L): clean.
-    noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. group (B,):
-    rows of one group number get the same masks; they must have as many noised tokens.
+    noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. alike: so many
+    rows in succession, G groups in all, get the same masks.
     Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k.
     """
-    if group is None:
-        group = torch.arange(len(ids), device=ids.device)
-    groups = int(group.max()) + 1
+    groups = len(ids) // alike
     n = noised.sum(1)                                                     # (B,)
-    of_group = n.new_zeros(groups).scatter(0, group, n)                   # (G,)
     total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
     for _ in range(rounds):
-        u = torch.from_numpy(rng.random((groups, ids.shape[1]))).to(ids.device)
-        order = torch.from_numpy(rng.permutation(groups)).to(ids.device)  # ties no row to a stratum
-        counts = torch.empty_like(of_group)
-        counts[order] = systematic_counts(of_group[order], rng.random())
-        k = counts[group]                                                 # (B,)
-        x, hidden = mask_exactly(ids, noised, k, u[group], mask_id)       # (B, L)
+        u = torch.from_numpy(rng.random((groups, ids.shape[1])))          # (G, L)
+        order = torch.from_numpy(rng.permutation(groups))  # ties no row to a stratum
+        share = stratified_times(groups, rng.random())[order]             # (G,)
+        u, share = (z.repeat_interleave(alike, 0).to(ids.device) for z in (u, share))
+        k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
+        x, hidden = mask_exactly(ids, noised, k, u, mask_id)              # (B, L)
         nll = token_nll(predict(x, hidden), ids[hidden], low[hidden], high[hidden])  # (M,)
         row = hidden.nonzero()[:, 0]                                      # (M,)
         total.index_add_(0, row, nll.double() * (n.double() / k)[row])
@@ -242,20 +226,26 @@ def guide(conditional, unconditional, guidance):
     return torch.where(torch.isneginf(conditional), conditional, mixed)
 
 
+@dataclass
 class Denoiser:
-    """Logits at masked tokens: own ids only, guidance mixed in, evaluations counted a row."""
+    """What the network says of masked tokens, and draws from it."""
+    predict: Callable          # (x (b, L), where (b, L)) -> logits (M, V)
+    low: torch.Tensor          # (B, L) each position's ids
+    high: torch.Tensor
+    mask_id: int
+    condition: torch.Tensor    # (B, L) bool: hidden in the unconditional branch
+    guidance: float
+    generator: torch.Generator
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
-    def __init__(self, predict, low, high, mask_id, condition, guidance):
-        self.predict = predict      # (x (b, L), where (b, L)) -> logits (M, V)
-        self.low = low              # (B, L) each position's ids
-        self.high = high
-        self.mask_id = mask_id
-        self.condition = condition  # (B, L) bool: hidden in the unconditional branch
-        self.guidance = guidance
-        self.nfe = torch.zeros(len(low), dtype=torch.long, device=low.device)
+    def __post_init__(self):  # evaluations of the network, a row
+        self.nfe = torch.zeros(len(self.low), dtype=torch.long, device=self.low.device)
 
-    def __call__(self, x, where):
-        """Logits (M, V) float32 at the True positions of where (B, L); rows without any rest."""
+    def logits(self, x, where):
+        """Logits (M, V) float32 at the True positions of where (B, L), own ids only, guidance mixed
+        in. Rows without any rest."""
         rows = where.any(1)                                               # (B,)
         self.nfe += rows
         logits = self.predict(x[rows], where[rows]).float()               # (M, V)
@@ -266,6 +256,28 @@ class Denoiser:
             unconditional = self.predict(alone[rows], where[rows]).float()
             logits = guide(logits, unconditional, self.guidance)
         return logits
+
+    def propose(self, x, where):
+        """Draw a token at every True position of where (B, L).
+
+        Returns tokens, log-probability and entropy, (B, L) each; x, 0 and 0 outside where. The
+        last two are the network's: before temperature, top-k and top-p.
+        """
+        tokens = x.clone()
+        logp = torch.zeros(x.shape, device=x.device)
+        entropy = torch.zeros_like(logp)
+        if not where.any():
+            return tokens, logp, entropy
+        full = self.logits(x, where).log_softmax(-1)                      # (M, V)
+        if self.temperature > 0:
+            scaled = filter_logits(full / self.temperature, self.top_k, self.top_p).double()
+            chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
+        else:
+            chosen = full.argmax(-1)
+        tokens[where] = chosen
+        logp[where] = full.gather(-1, chosen[:, None])[:, 0]
+        entropy[where] = torch.special.entr(full.exp()).sum(-1)
+        return tokens, logp, entropy
 
 
 def uniform(shape, generator):
@@ -295,37 +307,6 @@ def filter_logits(logits, top_k=0, top_p=1.0):
     return logits
 
 
-@dataclass
-class Draw:
-    """How tokens are drawn."""
-    generator: torch.Generator
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def propose(self, denoise, x, where):
-        """Draw a token at every True position of where (B, L).
-
-        Returns tokens, log-probability and entropy, (B, L) each; x, 0 and 0 outside where. The
-        last two are the network's: before temperature, top-k and top-p.
-        """
-        tokens = x.clone()
-        logp = torch.zeros(x.shape, device=x.device)
-        entropy = torch.zeros_like(logp)
-        if not where.any():
-            return tokens, logp, entropy
-        full = denoise(x, where).log_softmax(-1)                          # (M, V)
-        if self.temperature > 0:
-            scaled = filter_logits(full / self.temperature, self.top_k, self.top_p).double()
-            chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
-        else:
-            chosen = full.argmax(-1)
-        tokens[where] = chosen
-        logp[where] = full.gather(-1, chosen[:, None])[:, 0]
-        entropy[where] = torch.special.entr(full.exp()).sum(-1)
-        return tokens, logp, entropy
-
-
 # ------------------------------------------------------------------------------------------------
 # Samplers. Each proposes tokens and keeps some. They differ only in which.
 
@@ -335,12 +316,12 @@ class Step:
     """What a sampler may look at in a step."""
     hidden: torch.Tensor   # (B, L) bool: still masked
     missing: torch.Tensor  # (B, L) bool: masked at the start
-    logp: torch.Tensor     # (B, L) log-probability of the proposals, if it looks at them
-    entropy: torch.Tensor  # (B, L) of the network there, nats
     rate: float            # mask rate before the step
     next_rate: float       # and after it
     remaining: float       # share of the steps that is left after it
     generator: torch.Generator
+    logp: torch.Tensor = None     # (B, L) of the proposals, where it needs them
+    entropy: torch.Tensor = None  # (B, L) of the network there, nats
 
     def uniform(self):
         return uniform(self.hidden.shape, self.generator)
@@ -419,31 +400,25 @@ def remdm_again(s, eta=0.1):
 class Sampler:
     choose: Callable        # Step -> (B, L) bool: which tokens are revealed
     options: tuple          # what else it takes
-    looks: bool = False     # it looks at proposals for all masked tokens before it chooses
-    grid: bool = False      # it walks a grid of mask rates; else it goes on until nothing is masked
-    again: Callable = None  # Step -> (B, L) bool: which revealed tokens are masked again
+    by_rate: bool = False   # it walks falling mask rates; else it goes on until nothing is masked
+    needs_proposals: bool = False  # for all masked tokens, before it chooses
+    mask_again: Callable = None    # Step -> (B, L) bool: which revealed tokens are masked again
 
 
 SAMPLERS = {
-    "ancestral": Sampler(ancestral, (), grid=True),
+    "ancestral": Sampler(ancestral, (), by_rate=True),
     "first-hitting": Sampler(first_hitting, ()),
-    "confidence": Sampler(confidence, ("choice_temperature",), looks=True, grid=True),
-    "entropy": Sampler(entropy_bounded, ("budget", "block"), looks=True),
-    "remdm": Sampler(remdm, ("eta",), grid=True, again=remdm_again),
+    "confidence": Sampler(confidence, ("choice_temperature",), by_rate=True, needs_proposals=True),
+    "entropy": Sampler(entropy_bounded, ("budget", "block"), needs_proposals=True),
+    "remdm": Sampler(remdm, ("eta",), by_rate=True, mask_again=remdm_again),
 }
 
 
 def mask_rates(grid, steps):
-    """Mask rates of a sampling grid, steps + 1 floats from 1 to 0. grid: a schedule's name, or the
-    rates themselves. ValueError if they do not fall strictly."""
-    if isinstance(grid, str):
-        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        grid = (1 - schedule(grid).alpha(t)).tolist()
-        grid = [1.0, *grid[1:-1], 0.0]  # cos(pi / 2) is not quite 0
-    falls = all(a > b for a, b in zip(grid, grid[1:]))
-    if len(grid) < 2 or grid[0] != 1 or grid[-1] != 0 or not falls:
-        raise ValueError("a sampling grid has mask rates that fall strictly from 1 to 0")
-    return grid
+    """Mask rates of a sampling grid, steps + 1 floats from 1 to 0. grid: a schedule's name."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    rates = (1 - schedule(grid).alpha(t)).tolist()
+    return [1.0, *rates[1:-1], 0.0]  # cos(pi / 2) is not quite 0
 
 
 @torch.no_grad()
@@ -461,36 +436,36 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     chooser = SAMPLERS[sampler]
     rates = mask_rates(grid, steps)
     generator = torch.Generator(x.device).manual_seed(seed)
-    draw = Draw(generator, temperature, top_k, top_p)
-    denoise = Denoiser(predict, low, high, mask_id, condition, guidance)
+    denoiser = Denoiser(predict, low, high, mask_id, condition, guidance, generator, temperature,
+                        top_k, top_p)
     if missing is None:
         missing = x == mask_id
-    if not chooser.grid:
+    if not chooser.by_rate:
         count = int(missing.sum(1).max())
         rates = [1 - i / max(count, 1) for i in range(count + 1)]
     film = [x]
     for k in range(len(rates) - 1):
         hidden = missing & (x == mask_id)
-        s = Step(hidden, missing, None, None, rates[k], rates[k + 1],
-                 1 - (k + 1) / (len(rates) - 1), generator)
-        if chooser.looks:
-            tokens, s.logp, s.entropy = draw.propose(denoise, x, hidden)
+        remaining = 1 - (k + 1) / (len(rates) - 1)
+        s = Step(hidden, missing, rates[k], rates[k + 1], remaining, generator)
+        if chooser.needs_proposals:
+            tokens, s.logp, s.entropy = denoiser.propose(x, hidden)
             reveal = chooser.choose(s, **options)
         else:  # then nothing is asked where nothing is revealed (MDLM's cache)
             reveal = chooser.choose(s, **options)
-            tokens, _, _ = draw.propose(denoise, x, reveal)
+            tokens, _, _ = denoiser.propose(x, reveal)
         x = torch.where(reveal, tokens, x)
-        if chooser.again:
-            x = x.masked_fill(chooser.again(s, **options), mask_id)
+        if chooser.mask_again:
+            x = x.masked_fill(chooser.mask_again(s, **options), mask_id)
         film.append(x)
-        if not chooser.grid and not (missing & (x == mask_id)).any():
+        if not chooser.by_rate and not (missing & (x == mask_id)).any():
             break
-    for x in repair(denoise, draw, x, missing, correct):
+    for x in repair(denoiser, x, missing, correct):
         film.append(x)
-    return x, denoise.nfe, film if record else []
+    return x, denoiser.nfe, film if record else []
 
 
-def repair(denoise, draw, x, missing, rounds, parts=8):
+def repair(denoiser, x, missing, rounds, parts=8):
     """Repair finished rows: hide the worst token, draw it again (after arXiv 2407.21243).
 
     Yields x after each round. The worst token is the one furthest below the likeliest token at its
@@ -501,20 +476,20 @@ def repair(denoise, draw, x, missing, rounds, parts=8):
     settled = torch.zeros_like(missing[:, 0])                             # (B,)
     for _ in range(rounds):
         # the same places in all rows, so that rows that agree are asked the same
-        order = uniform(x.shape[1:], draw.generator).expand(x.shape)
+        order = uniform(x.shape[1:], denoiser.generator).expand(x.shape)
         order = order.masked_fill(~missing, 2.0).argsort(1).argsort(1)    # (B, L)
         lack = torch.zeros(x.shape, device=x.device)
         for part in range(parts):
             where = missing & (order % parts == part) & ~settled[:, None]
             if where.any():
-                logits = denoise(x.masked_fill(where, denoise.mask_id), where)  # (M, V)
+                logits = denoiser.logits(x.masked_fill(where, denoiser.mask_id), where)  # (M, V)
                 own = logits.gather(-1, x[where][:, None])[:, 0]          # (M,)
                 lack[where] = logits.amax(-1) - own
         settled = settled | (lack.amax(1) <= 0)
         if settled.all():
             return
         worst = keep_best(lack, missing, (~settled).long())
-        x, _, _ = draw.propose(denoise, x.masked_fill(worst, denoise.mask_id), worst)
+        x, _, _ = denoiser.propose(x.masked_fill(worst, denoiser.mask_id), worst)
         yield x
 
 
@@ -544,7 +519,7 @@ def main():
     print("total variation between samples and truth (20,000 samples: about 0.01 is chance)")
     for name, sampler in SAMPLERS.items():
         errors = []
-        for steps in (1, 2, 4) if sampler.grid else (n,):
+        for steps in (1, 2, 4) if sampler.by_rate else (n,):
             made, nfe, _ = sample(predict, x, low, low + 2, mask_id, name, steps, "linear")
             count = torch.bincount((made * 2 ** torch.arange(n)).sum(1), minlength=2 ** n)
             truth = even / even.sum()

@@ -16,7 +16,6 @@ from pathlib import Path
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # costs nothing alone: experiments/busy.py
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
@@ -89,11 +88,6 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1))
 
 
-def write_arrays(path, **arrays):
-    with whole(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-
-
 def save(path, value):
     """torch.save, whole or not at all."""
     with whole(path) as temporary:
@@ -117,12 +111,6 @@ def read_json(path, default=None):
     with reading(path), contextlib.suppress(FileNotFoundError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     return default
-
-
-def read_arrays(path):
-    """{name: array} of an .npz file."""
-    with reading(path), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def load(path):
@@ -198,6 +186,9 @@ def autocast(device, dtype):
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, through `command_line`."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message):
         raise UsageError(f"{message} (--help lists all flags)")

@@ -26,7 +26,7 @@ END = 1   # fills a row behind its document; is hidden and guessed like any othe
 def make_rows(documents):
     """Strings -> rows of tokens (N, L), no two alike, and the list of what the tokens stand for."""
     pattern = r" ?\w+| ?[^\w\s]"  # a word or a mark, with the space before it
-    texts = sorted({tuple(re.findall(pattern, line)[:64]) for line in documents})  # 64 words each
+    texts = sorted({tuple(re.findall(pattern, line)[:64]) for line in documents if line.strip()})
     vocabulary = [" __", "", *sorted(set().union(*texts))]  # MASK, END, words and marks
     number = {word: i for i, word in enumerate(vocabulary)}
     length = max(map(len, texts))

@@ -32,13 +32,10 @@ class ModelConfig:
     causal: bool = False       # True: the autoregressive twin
 
     def __post_init__(self):
-        if any(type(n) is not int for n in (self.width, self.depth, self.head_dim)):
-            raise ValueError("width, depth and head_dim must be whole numbers")
-        if self.width % self.head_dim or self.head_dim % 2:
-            raise ValueError(f"width {self.width} must be a multiple of head_dim {self.head_dim}, "
-                             "and that must be even")
-        if self.width < 1 or self.depth < 1:
-            raise ValueError(f"width {self.width} and depth {self.depth} must be at least 1")
+        whole = all(type(n) is int and n > 0 for n in (self.width, self.depth, self.head_dim))
+        if not whole or self.width % self.head_dim or self.head_dim % 2:
+            raise ValueError(f"width {self.width}, depth {self.depth}, head_dim {self.head_dim}: "
+                             "whole numbers above 0, the width a multiple of head_dim, that even")
 
     @property
     def width_ratio(self):
@@ -202,8 +199,6 @@ def make_optimizers(model, rule, name="muon", dtype=torch.float32):
     rule: settings from train.py's `batch_rule`. adamw: one AdamW. muon: the hidden matrices by
     Muon, the rest by AdamW. Muon's decay is such that lr * decay equals AdamW's.
     """
-    if name not in ("muon", "adamw"):
-        raise ValueError(f"--optimizer {name}: choose muon or adamw")
     groups = param_groups(model, rule["lr"], rule["eps"], rule["weight_decay"])
     hidden = next(g for g in groups if g["name"] == "hidden")
     optimizers = []

@@ -15,7 +15,6 @@
 
 --watch shows in the terminal how masks became tokens, when all are made.
 """
-import argparse
 import functools
 import io
 import re
@@ -102,13 +101,20 @@ def settings_for(task, **changes):
 def options_of(sampler):
     """What only some samplers take: the options of this one."""
     sampler = diffusion.SAMPLERS[sampler]
-    if sampler.grid:
+    if sampler.by_rate:
         return ("steps", "grid", *sampler.options)
     return sampler.options
 
 
-def check_options(task, changes):
-    """UsageError for an option that only other samplers than the task's have."""
+OF_PROMPTS = ("guidance", "candidates", "rounds")  # what they weigh is how samples fit a prompt
+
+
+def check_options(task, changes, prompted):
+    """UsageError for an option that only other samplers than the task's have, or that changes
+    nothing where there is no prompt."""
+    for name in OF_PROMPTS:
+        if not prompted and changes.get(name) is not None:
+            raise UsageError(f"{flag(name)} is of tasks with a prompt, not of texts and infilling")
     sampler = settings_for(task, **changes)["sampler"]
     own = options_of(sampler)
     options = {name for other in diffusion.SAMPLERS for name in options_of(other)}
@@ -138,7 +144,7 @@ class Run:
     @functools.cached_property
     def documents(self):
         """{kind: (training, held-out) Documents}"""
-        return data.load_documents(self.folder / "documents.npz")
+        return data.load_documents(self.folder / "documents.pt")
 
     def ask(self, x, where):
         """Logits (M, V) at the True positions of where (B, L), row by row."""
@@ -159,9 +165,9 @@ class Run:
             return self.ask(x, where)
         hidden = rows[:, L:].bool()                                       # (b, L)
         logits = self.ask(rows[:, :L], hidden)                            # (m, V)
-        number = torch.arange(len(logits), device=x.device)
-        number = torch.zeros_like(rows[:, :L]).masked_scatter(hidden, number)
-        return logits[number[at][where]]                                  # (M, V)
+        index = torch.arange(len(logits), device=x.device)
+        index = torch.zeros_like(rows[:, :L]).masked_scatter(hidden, index)
+        return logits[index[at][where]]                                   # (M, V)
 
     def rows(self, ids):
         """What stands where in rows ids (B, L), on a device that draws noise in float64."""
@@ -198,13 +204,13 @@ def load_run(folder, device=None):
 
 
 @dataclass
-class Generated:
+class Samples:
     outputs: dict       # modality -> list of str, pictures or waves
     ids: torch.Tensor   # (B, L)
     film: list          # of (B, L), if recorded
     nfe: float          # evaluations of the network a sample, mean
     seconds: float
-    first: "Generated" = None  # what the first of two stages made
+    first: "Samples" = None  # what the first of two stages made
 
     def after(self, before):
         """Add the film and the cost of what this was made from."""
@@ -221,12 +227,9 @@ def codes_of(run, kind, modality, ids):
     return [run.stream.to_codes(modality, row[at].numpy()) for row, at in zip(ids, of)]
 
 
-def decode(run, modality, codes):
-    """Codes -> samples. An empty clip becomes one step."""
-    tokenizer = run.tokenizers[modality]
-    if modality == "speech":
-        codes = [c if len(c) else np.zeros(tokenizer.groups, np.int32) for c in codes]
-    return tokenizer.decode(codes)
+def decoded(run, kind, modality, ids):
+    """A member of rows ids (B, L), decoded: texts, pictures or waves."""
+    return run.tokenizers[modality].decode(codes_of(run, kind, modality, ids))
 
 
 def without_early_ends(rows, kind):
@@ -243,39 +246,29 @@ def without_early_ends(rows, kind):
 
 
 def best_candidates(run, kind, x, condition, candidates, seed, rounds):
-    """Which of the candidates in rows x (P * candidates, L) fits its prompt best: (P,) rows, and
-    the evaluations that it cost, (P,).
+    """Which of the candidates in rows x (P * candidates, L) fits its prompt best: (P,) rows.
 
     The network judges itself in both directions, -log p(answer | prompt) - log p(prompt | answer),
     each by its bound under the same masks for all candidates of a prompt. Our choice. The second
     term alone is a noisy channel; the first is what samplers may spoil.
     """
-    prompt = torch.arange(len(x), device=x.device) // candidates          # (P * candidates,)
-    different, at = torch.cat((prompt[:, None], x), 1).unique(dim=0, return_inverse=True)
-    prompt = different[:, 0]
-    rows = run.stream.describe(different[:, 1:])
-    given = members_mask(rows, kind, condition)
+    rows = run.stream.describe(x)
+    given = rows.of(kind, *condition)
     nats = 0.0
     for noised in (given, (rows.member >= 0) & ~given):
         nats = nats + diffusion.bound(run.predict, rows.ids, noised, rows.low, rows.high, MASK,
-                                      data.rng(seed, 19), rounds, group=prompt)
-    best = nats[at].view(-1, candidates).argmin(1)                        # (P,)
-    first = torch.arange(len(best), device=x.device) * candidates
-    return first + best, 2 * rounds * prompt.bincount()
+                                      data.rng(seed, 19), rounds, alike=candidates)
+    best = nats.view(-1, candidates).argmin(1)                            # (P,)
+    return best + torch.arange(0, len(x), candidates, device=x.device)
 
 
-def members_mask(rows, kind, modalities):
-    """(B, L) bool: the tokens of these members."""
-    mask = torch.zeros_like(rows.ids, dtype=torch.bool)
-    for modality in modalities:
-        mask |= rows.of(kind, modality)
-    return mask
+# generate (prompts) asks answer (a task), which asks fill (rows), which asks diffusion.sample.
 
 
 @torch.inference_mode()
 def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candidates=1, rounds=2,
          batch=64, **settings):
-    """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Generated.
+    """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Samples.
 
     condition: members that guidance leaves out and that the best candidate has to fit. settings:
     of diffusion.sample. record: keep the film. batch: rows that are filled at once.
@@ -288,17 +281,17 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
     made, calls, films = [], [], []
     for i in range(0, len(ids), size):
         rows = run.rows(ids[i:i + size].repeat_interleave(candidates, 0))
-        missing = (rows.ids == MASK) & members_mask(rows, kind, targets)
-        given = members_mask(rows, kind, condition)
+        missing = (rows.ids == MASK) & rows.of(kind, *targets)
+        given = rows.of(kind, *condition)
         noise = seed * 1_000_003 + i
         x, nfe, frames = diffusion.sample(
             run.predict, rows.ids, rows.low, without_early_ends(rows, kind), MASK, seed=noise,
             condition=given, missing=missing, record=record, **settings)
         if candidates > 1:
-            kept, more = best_candidates(run, kind, x, condition, candidates, noise, rounds)
+            kept = best_candidates(run, kind, x, condition, candidates, noise, rounds)
             x = x[kept]
             frames = [frame[kept] for frame in frames]
-            nfe = nfe.view(-1, candidates).sum(1) + more
+            nfe = nfe.view(-1, candidates).sum(1) + 2 * rounds * candidates
         made.append(x.cpu())
         calls.append(nfe.cpu().float())
         films.append([frame.cpu() for frame in frames])
@@ -307,9 +300,9 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
     outputs = {}
     for modality in KINDS[kind]:
         if not ((ids == MASK) & rows.of(kind, modality)).any():
-            outputs[modality] = decode(run, modality, codes_of(run, kind, modality, ids))
+            outputs[modality] = decoded(run, kind, modality, ids)
     nfe = float(torch.cat(calls).mean())
-    return Generated(outputs, ids, joined(films), nfe, time.perf_counter() - began)
+    return Samples(outputs, ids, joined(films), nfe, time.perf_counter() - began)
 
 
 def joined(films):
@@ -327,7 +320,7 @@ def trained_in(run, mode):
 
 
 def answer(run, task, ids, seed=0, record=False, **changes):
-    """Fill in the masked targets of a task in rows ids (B, L), of its first stage -> Generated.
+    """Fill in the masked targets of a task in rows ids (B, L), of its first stage -> Samples.
 
     A pair from nothing is drawn by the chain rule: first the text, then what it describes. Our
     choice: drawn together they fit each other less, since few training rows mask both.
@@ -403,7 +396,7 @@ def text_rows(run, prompts, length, seed):
 
 def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
     """Answers to prompts, one a sample: items of the task's given member, or None. Of `text` a
-    prompt is a text to go on from, or None. length: tokens of a text -> Generated."""
+    prompt is a text to go on from, or None. length: tokens of a text -> Samples."""
     kind = kinds_of(task)[0]
     if kind == "text":
         ids = text_rows(run, prompts, length, seed)
@@ -422,29 +415,9 @@ def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
 # Infilling.
 
 
-def share_of(run, modality, first, last, count):
-    """The share first..last of an item's `count` codes, (count,) bool; a picture keeps its
-    palette."""
-    keep = 0
-    if modality == "image":
-        keep = run.tokenizers["image"].config.colours
-    free = count - keep
-    where = np.zeros(count, bool)
-    where[keep + int(first * free):keep + int(last * free)] = True
-    return where
-
-
-def punch(run, kind, ids, modality, where=None):
-    """Mask tokens of a member in rows ids (B, L): those at `where` (n,) bool from its start, or
-    all."""
-    ids = ids.clone()
-    of = run.stream.describe(ids).of(kind, modality)
-    for row, at in zip(ids, of):
-        at = at.nonzero()[:, 0]
-        if where is not None:
-            at = at[np.flatnonzero(where[:len(at)])]
-        row[at] = MASK
-    return ids
+def punch(run, kind, ids, *modalities):
+    """Mask all tokens of these members in rows ids (B, L)."""
+    return ids.masked_fill(run.stream.describe(ids).of(kind, *modalities), MASK)
 
 
 def infill_text(run, text, tokens, n, seed, changes, record=False):
@@ -464,17 +437,21 @@ def infill_text(run, text, tokens, n, seed, changes, record=False):
     return fill(run, "text", rows, seed=seed, record=record, **settings)
 
 
-def infill_file(run, modality, sample, share, caption, n, seed, changes, record=False):
-    """Fill the share (first, last) of a picture's or clip's codes, n times. A text that is not
-    given is read off what comes out."""
+def infill_file(run, modality, item, share, caption, n, seed, changes, record=False):
+    """Fill the share (first, last) of a picture's or clip's codes, n times. A picture keeps its
+    palette, a clip its end. A text that is not given is read off what comes out."""
     kind, _ = TASKS[f"text-to-{modality}"]
-    codes = run.tokenizers[modality].encode([sample])[0]
+    codes = run.tokenizers[modality].encode([item])[0]
     text = None
     if caption:
         text = run.tokenizers["text"].encode([caption])[0]
-    rows = data.stacked([run.stream.document(kind, [codes, text])] * n)
-    where = share_of(run, modality, *share, len(codes))  # the end of a clip stays
-    rows = punch(run, kind, rows, modality, where)
+    document = run.stream.document(kind, [codes, text])
+    start = HEAD
+    if modality == "image":
+        start += run.tokenizers["image"].config.colours
+    first, last = (start + int(part * (HEAD + len(codes) - start)) for part in share)
+    document[first:last] = MASK
+    rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0
     if caption or not trained_in(run, "first"):
@@ -528,8 +505,8 @@ def write_outputs(made, folder, stem):
     contents = {}
     for modality, samples in made.outputs.items():
         ending, content = FILES[modality]
-        for i, sample in enumerate(samples):
-            contents[folder / f"{stem}-{i}{ending}"] = content(sample)
+        for i, item in enumerate(samples):
+            contents[folder / f"{stem}-{i}{ending}"] = content(item)
     if len(made.outputs.get("image", [])) > 1:
         contents[folder / f"{stem}-sheet.png"] = png(contact_sheet(made.outputs["image"]))
     for path, content in contents.items():
@@ -586,7 +563,7 @@ def read_prompt(run, modality, prompt):
     if modality == "speech":
         return folders.open_clip(prompt)
     config = run.tokenizers["image"].config
-    return folders.open_picture(prompt, config.height, config.channels)
+    return folders.open_picture(prompt, config.side, config.channels)
 
 
 def hole_tokens(hole):
@@ -607,7 +584,7 @@ def hole_share(hole):
     return first, last
 
 
-def infill(run, args, changes):
+def run_infill(run, args, changes):
     """The command `infill`: a text with ___ in it, or the file of a picture or clip."""
     prompt = " ".join(args.prompt)
     n = args.n or 1
@@ -615,17 +592,17 @@ def infill(run, args, changes):
         if args.caption:
             raise UsageError("--caption is of a picture or a clip, not of a text")
         check_trained(run, "infill", "text")
-        check_options("text", changes)
+        check_options("text", changes, prompted=False)
         tokens = hole_tokens(args.hole or "2")
         return infill_text(run, prompt, tokens, n, args.seed, changes, args.watch)
     if not Path(prompt).exists():
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     check_trained(run, "infill", TASKS[f"text-to-{modality}"][0])
-    check_options(f"text-to-{modality}", changes)
-    sample = read_prompt(run, modality, prompt)
+    check_options(f"text-to-{modality}", changes, prompted=False)
+    item = read_prompt(run, modality, prompt)
     share = hole_share(args.hole or "0.5:1")
-    return infill_file(run, modality, sample, share, args.caption, n, args.seed, changes,
+    return infill_file(run, modality, item, share, args.caption, n, args.seed, changes,
                        args.watch)
 
 
@@ -637,8 +614,7 @@ def add_run(parser):
 
 
 def parse():
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     parser.add_argument("task", choices=[*TASKS, *ACROSS, "infill"])
     parser.add_argument("prompt", nargs="*", help="quoted texts, or files of pictures or clips")
     add_run(parser)
@@ -654,7 +630,7 @@ def parse():
     changes = {name: getattr(args, name) for name in SETTINGS}
     given = ["text"]  # of infill
     if args.task != "infill":
-        check_options(args.task, changes)
+        check_options(args.task, changes, prompted=args.task != "text")
         given = given_members(args.task)
     if given and not any(prompt.strip() for prompt in args.prompt):
         raise UsageError(f"{args.task} needs a prompt: a {given[0]}")
@@ -666,7 +642,7 @@ def parse():
     return args, changes
 
 
-def generated(run, args, changes):
+def run_task(run, args, changes):
     """The command of a task."""
     check_trained(run, args.task, *kinds_of(args.task))
     modality = next(iter(given_members(args.task)), "text")
@@ -679,7 +655,7 @@ def generated(run, args, changes):
 def main():
     args, changes = parse()
     run = load_run(args.run, files.pick_device(args.device))
-    command = infill if args.task == "infill" else generated
+    command = run_infill if args.task == "infill" else run_task
     made = command(run, args, changes)
     paths = write_outputs(made, Path(args.out), f"{args.task}-{args.seed}")
     stages = [stage for stage in (made.first, made) if stage]

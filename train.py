@@ -9,6 +9,7 @@ BEGAN = time.time()  # the seconds of the imports count, too
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -30,7 +31,6 @@ import sample
 from files import DataError, UsageError, number
 from sources import prepare
 from tokenizers import audio, image
-from tokenizers.text import ENCODINGS
 from tools import page, score
 
 LOG_EVERY = 10  # steps
@@ -116,9 +116,8 @@ class Config:
                         name_values(KINDS, SHARE))
     text_length: int = setting(96, "tokens of a text; longer ones are cut", number(int, 16))
 
-    vocab_size: int = setting(512, "ids of the text tokenizer, bytes included", number(int, 256))
-    encoding: str = setting("", "a tiktoken vocabulary instead: " + ", ".join(ENCODINGS),
-                            one_of(ENCODINGS))
+    vocab_size: int = setting(512, "ids of the text tokenizer, bytes included",
+                              number(int, 256, 2 ** 20))
     image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json.loads)
     speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json.loads)
     image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
@@ -131,7 +130,7 @@ class Config:
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
-        "weight of each member's term in the loss; the paper's: its share of the tokens",
+        "weight of each member's term in the loss, 0 where none is given",
         name_values(TERMS, SHARE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
@@ -164,15 +163,16 @@ class Config:
 
     def loss_weight_of_members(self):
         """(S,) weights of data.MEMBERS."""
-        return torch.tensor([self.loss_weights.get(f"{k}/{m}", 0.2) for k, m in data.MEMBERS])
+        return torch.tensor([self.loss_weights.get(f"{k}/{m}", 0.0) for k, m in data.MEMBERS])
 
 
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
+    side = config.image_side or 8 * (config.image_tokenizer.get("patch") or 4)
     attempts = {
         "--schedule": lambda: diffusion.schedule(config.schedule),
         "--shape": lambda: config.model(vocab=8, places=8),
-        "--image-tokenizer": lambda: image.ImageConfig(**config.image_tokenizer),
+        "--image-tokenizer": lambda: image.ImageConfig(side, **config.image_tokenizer),
         "--speech-tokenizer": lambda: audio.AudioConfig(**config.speech_tokenizer),
     }
     for flag, attempt in attempts.items():
@@ -187,14 +187,13 @@ def check_settings(config):
 
 
 OF_THE_CALL = ("run", "resume", "overwrite", "device")  # not of the run
-# These may differ on --resume. The rows are in the run folder, so the data are not read again.
-MAY_DIFFER = OF_THE_CALL + ("score_n", "save_every", "micro_batch", "text", "images", "speech")
+RESUMED_WITH = ("score_n", "save_every", "micro_batch")  # may differ on --resume
+NOT_READ = ("text", "images", "speech")  # on --resume: the rows are in the run folder
 
 
 def parse(argv=None):
     """The command line -> Config, and the names of the flags that were given."""
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     for f in dataclasses.fields(Config):
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default
         how = dict(f.metadata)
@@ -265,8 +264,8 @@ def lr_factor(progress, warmup):
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def derived(batch, tokens, length, config):
-    """What the rule makes of the settings: rows (name, formula, number).
+def print_derived(batch, tokens, length, config):
+    """Print what the rule makes of the settings: name, formula, number.
 
     batch, tokens as in `batch_rule`. length: tokens a row, for B_crit.
     """
@@ -290,12 +289,8 @@ def derived(batch, tokens, length, config):
     ]
     if config.optimizer != "muon":
         rows = [row for row in rows if not row[0].startswith("Muon")]
-    return rows
-
-
-def print_derived(batch, tokens, length, config):
     print(f"B = {batch:.0f} tokens a step, D = {tokens:.3g} tokens, padding left out")
-    for name, formula, value in derived(batch, tokens, length, config):
+    for name, formula, value in rows:
         print(f"  {name:13} = {formula:33} = {value:.6g}")
     if tokens / batch < S_CRIT:
         print(f"warning: fewer steps than S_crit = {S_CRIT}: above the critical batch size the "
@@ -407,19 +402,21 @@ class Training:
         self.tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))  # a step
         if views * self.batches.count < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
-                             f"({self.batches.count}) than there are processes")
+                             f"({views * self.batches.count}) than there are processes")
         self.terms = [name for name in TERMS if name.split("/")[0] in documents]
         if not config.loss_weights:  # every token alike: the shares of the first step
             member = stream.describe(self.batches(0)).member              # (B, L)
             counts = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
             config.loss_weights = dict(zip(TERMS, (counts / counts.sum()).tolist()))
+        if not any(config.loss_weights.get(name) for name in self.terms):
+            raise UsageError(f"--loss-weights: give {' or '.join(self.terms)} a weight above 0")
         shape = config.model(stream.vocab, stream.places)
         self.net = models.Transformer(shape, config.seed).to(device)
         self.average = [p.detach().clone() for p in self.net.parameters()]
 
     def batch(self, step):
         """The rows of a step that are this process'."""
-        batch = data.noised(self.stream, self.batches(step), self.config, step)
+        batch = data.noised_batch(self.stream, self.batches(step), self.config, step)
         first, last = (len(batch.x) * r // world_size() for r in (rank(), rank() + 1))
         return batch.rows(first, last)
 
@@ -523,6 +520,7 @@ def train(config, folder, stream, documents, device):
         keep_until(folder / "log.jsonl", step)
     log = open(folder / "log.jsonl" if rank() == 0 else os.devnull, "a", encoding="utf-8")
     bar = tqdm(initial=step, desc="training", mininterval=1.0, disable=rank() > 0)
+    kept = f"the last good state, if there is one, is {files.quoted(checkpoint)}"
     spent = plan.seconds
     lap = (step, time.perf_counter())
     with ThreadPoolExecutor(1) as ahead, stop_signal() as stopped, log, bar:
@@ -534,7 +532,7 @@ def train(config, folder, stream, documents, device):
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
             except DataError as error:
-                raise DataError(f"step {step}: {error}; {kept_state(checkpoint)}")
+                raise DataError(f"step {step}: {error}; {kept}")
             # early on the average follows faster, so that it forgets the start
             update_average(training.average, net, max(1 - rule["ema"], 1 / (step + 2)))
             step += 1
@@ -558,21 +556,13 @@ def train(config, folder, stream, documents, device):
             lap = (step, now)
             if rank() == 0:
                 if not all(p.isfinite().all() for p in net.parameters()):
-                    raise DataError(f"step {step}: a weight is not finite; "
-                                    + kept_state(checkpoint))
+                    raise DataError(f"step {step}: a weight is not finite; {kept}")
                 files.save(checkpoint, training.state(step, plan, optimizers))
                 write_page(folder)
             if stop and not last:
                 agreed(None)  # nobody leaves before the first process has saved
                 raise DataError(f"stopped after step {step} of {plan.steps}, saved: python "
                                 f"train.py --resume --run {files.quoted(folder)} goes on")
-
-
-def kept_state(checkpoint):
-    """What is left of a training that has to stop."""
-    if checkpoint.exists():
-        return f"the last good state is {files.quoted(checkpoint)}"
-    return "there was no checkpoint yet"
 
 
 def describe_run(config, folder, training, plan, rule, step):
@@ -647,7 +637,7 @@ def any_process(flag, device):
 # Run folders. config.json with our layout version marks one. Nothing else is ever touched.
 
 RUN_FILES = [
-    "checkpoint.pt", "documents.npz", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
+    "checkpoint.pt", "documents.pt", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
     "films.html", "index.html", *[row.file for row in data.MODALITIES.values()], "config.json",
 ]
 
@@ -700,45 +690,26 @@ def resume_run(folder, config, given):
     """The settings of the run in folder. UsageError for a flag that asks for something else."""
     saved = files.read_json(folder / "config.json")["config"]
     saved = {**run_settings(Config()), **saved}  # settings that are newer than the run
-    for name in given - set(MAY_DIFFER):
+    for name in given.difference(OF_THE_CALL, RESUMED_WITH, NOT_READ):
         value = getattr(config, name)
         settled = name in ("compile", "dtype") and value == "auto"
         if value != saved[name] and not settled:
             raise UsageError(f"--resume goes on with the run's own settings: --"
                              f"{name.replace('_', '-')} is {saved[name]} there; leave it out")
     for name in saved:
-        if name not in given or name not in MAY_DIFFER:
+        if name not in given or name not in OF_THE_CALL + RESUMED_WITH:
             setattr(config, name, saved[name])
 
 
-class Clock:
-    """Seconds by part of a run: clock("part") starts one and ends the one before."""
-
-    def __init__(self, began):
-        self.seconds = {}
-        self.last = began
-        self.part = "imports"
-
-    def __call__(self, part):
-        now = time.time()
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.last
-        self.last = now
-        self.part = part
-
-    def line(self):
-        parts = [f"{part} {s:.0f}" for part, s in self.seconds.items() if s >= 0.5]
-        return "seconds: " + ", ".join(parts)
-
-
-def prepared(config, folder, device, clock):
+def prepared(config, folder, device, marks):
     """Stream and documents: read from the run folder, or made now and written there."""
     saved = files.read_json(folder / "config.json")
     if "stream" in saved:  # was written last: a lost file is told, not made anew
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
-        return stream, data.load_documents(folder / "documents.npz")
-    stream, documents, tokenizers = prepare.prepare(config, folder, device, clock)
-    saved["stream"] = stream.as_dict()
+        return stream, data.load_documents(folder / "documents.pt")
+    stream, documents, tokenizers = prepare.prepare(config, folder, device, marks)
+    saved["stream"] = {"codes": stream.codes, "slots": stream.slots}
     saved["tokenizers"] = {modality: t.name for modality, t in tokenizers.items()}
     files.write_json(folder / "config.json", saved)
     return stream, documents
@@ -746,8 +717,7 @@ def prepared(config, folder, device, clock):
 
 def main():
     config, given = parse()
-    clock = Clock(BEGAN)
-    clock("reading data")
+    marks = [("imports", BEGAN), ("reading data", time.time())]  # each part, and when it began
     folder = Path(config.run)
     check_folder(folder, config)
     check_settings(config)
@@ -759,40 +729,44 @@ def main():
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size() > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # the others wait while the first one reads the data
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     with files.sole_writer(folder) if rank() == 0 else contextlib.nullcontext():
-        make_run(config, given, folder, device, clock)
+        make_run(config, given, folder, device, marks)
     if world_size() > 1:
         dist.destroy_process_group()
 
 
-def make_run(config, given, folder, device, clock):
+def make_run(config, given, folder, device, marks):
     """A whole run: data, tokenizers, model, scores, page."""
     if config.resume:
         resume_run(folder, config, given)
     if rank() == 0:
         if not config.resume:
             start_run(folder, config)
-        stream, documents = prepared(config, folder, device, clock)
+        stream, documents = prepared(config, folder, device, marks)
     if world_size() > 1:
         dist.barrier()
         if rank() > 0:  # reads what the first process has made
-            stream, documents = prepared(config, folder, device, clock)
-    clock("training")
+            stream, documents = prepared(config, folder, device, marks)
+    marks.append(("training", time.time()))
     train(config, folder, stream, documents, device)
     if rank() > 0:
         return
     trained = sample.load_run(folder, device)
     if config.score_n:
-        clock("scoring")
+        marks.append(("scoring", time.time()))
         scores = score.score(trained, config.score_n)
         files.write_json(folder / "scores.json", scores)
         print(score.table(scores))
-    clock("page")
+    marks.append(("page", time.time()))
     print(f"page: {write_page(folder, trained)}")
-    clock("end")
-    files.write_json(folder / "seconds.json", clock.seconds)
-    print(f"{clock.line()}; {sum(clock.seconds.values()) / 60:.1f} minutes in all")
+    marks.append(("end", time.time()))
+    seconds = {part: end - began for (part, began), (_, end) in zip(marks, marks[1:])}
+    files.write_json(folder / "seconds.json", seconds)
+    told = ", ".join(f"{part} {s:.0f}" for part, s in seconds.items())
+    print(f"seconds: {told}; {sum(seconds.values()) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":

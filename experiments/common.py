@@ -5,7 +5,6 @@ function of its configuration, so what stands in results/NAME-runs.json is not c
 file starts anew when the layout or the defaults of train.py have changed. Figures are those of the
 last weights, not of their average: studies compare optimizers, and an average hides what they do.
 """
-import argparse
 import dataclasses
 import functools
 import json
@@ -97,9 +96,9 @@ def world(of):
     code = [path.read_bytes() for name in ("sources", "tokenizers")
             for path in sorted((HERE.parent / name).glob("*.py"))]
     folder = CACHE / digest(settings, of.kinds, data.LAYOUT_VERSION, *code)
-    if not (folder / "documents.npz").exists():
+    if not (folder / "documents.pt").exists():
         train.start_run(folder, config)
-    stream, documents = train.prepared(config, folder, CPU, train.Clock(time.time()))
+    stream, documents = train.prepared(config, folder, CPU, [])
     names = files.read_json(folder / "config.json")["tokenizers"]
     return folder, stream, documents, data.load_tokenizers(folder, names)
 
@@ -111,7 +110,7 @@ def start(of):
     config = dataclasses.replace(of.config)
     learnt = {kind: documents[kind][0] for kind in config.mix}
     if of.unique:
-        learnt = {k: data.Documents.of(d.first(of.unique), stream) for k, d in learnt.items()}
+        learnt = {k: data.Documents.of(d.first(of.unique)) for k, d in learnt.items()}
     training = train.Training(config, stream, learnt, CPU)
     settings = {"config": vars(config)}
     run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
@@ -148,7 +147,7 @@ def learn(of, training, run):
         if training.net.config.causal:
             batch = data.next_tokens(run.stream, ids)
         else:
-            batch = data.noised(run.stream, ids, config, step)
+            batch = data.noised_batch(run.stream, ids, config, step)
         train.set_rates(optimizers, train.lr_factor((step + 0.5) / steps, warmup))
         train.train_step(training.net, optimizers, batch, config, training.autocast)
         if step + 1 in looks:
@@ -186,7 +185,7 @@ def held_out(run, kind, members=(), rounds=4):
     network has to predict where a text ends. So the extent's -log p is added to the bound.
     """
     rows = run.rows(data.stacked(run.documents[kind][1].first(512)))
-    noised = sample.members_mask(rows, kind, members or data.KINDS[kind])
+    noised = rows.of(kind, *(members or data.KINDS[kind]))
     tokens = noised.sum(1).numpy()
     if run.net.config.causal:
         before = F.pad(noised[:, 1:], (0, 1))                             # (B, L)
@@ -500,7 +499,7 @@ def main(name, doc, study, draw=None, quick=None, flags=None, argv=None):
     Writes results/NAME.json and .png. quick: arguments of its smallest form, which writes to a
     temporary folder. flags: {name: (default, help)}. Returns the path of the JSON.
     """
-    parser = files.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=doc)
     parser.add_argument("--quick", action="store_true", help="the smallest form, in seconds")
     parser.add_argument("--redraw", action="store_true", help="the figure anew from the JSON")
     for flag, (default, text) in (flags or {}).items():

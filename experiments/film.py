@@ -3,7 +3,6 @@ they are unmasked. None is left out.
 
     python experiments/film.py --run runs/toy --out experiments/results/film.gif
 """
-import argparse
 import os
 import re
 
@@ -29,8 +28,7 @@ def stages(run, task):
     """Ids (FRAMES, B, L) of a task's answers, as even in masked tokens as the films have them."""
     kind, targets = sample.TASKS[task]
     ids = data.stacked(run.documents[kind][1].first(PANELS[task][0]))
-    for modality in targets:
-        ids = sample.punch(run, kind, ids, modality)
+    ids = sample.punch(run, kind, ids, *targets)
     film = torch.stack(sample.answer(run, task, ids, record=True).film)   # (n, B, L)
     left = (film == data.MASK).sum(2).double()                            # (n, B)
     wanted = torch.linspace(1, 0, FRAMES)[:, None] * left[0]              # (FRAMES, B)
@@ -40,7 +38,7 @@ def stages(run, task):
 
 
 def write(draw, x, y, width, lines, pieces):
-    """Write masked.pieces in lines of `width` pixels, grey blocks for masks, while there is room."""
+    """Write masked.pieces in lines of `width` pixels while there is room. Masks are grey blocks."""
     left = x
     bottom = y + lines * LINE
     words = [word for text, _ in pieces
@@ -82,8 +80,7 @@ def draw_panel(sheet, y, run, task, ids):
 
 
 def main():
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     parser.add_argument("--out", default="out/film.gif")
     args = parser.parse_args()

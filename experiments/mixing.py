@@ -137,8 +137,8 @@ def draw(result):
     axes[0].set_ylabel("bound, nats a token")
     axes[0].legend(fontsize=7)
     for kind, groups in result["law"].items():
-        for r, marker in zip(groups.values(), "os"):
-            axes[3].plot(r["predicted"], r["true"], marker, ms=4, label=kind)
+        for (name, r), marker in zip(groups.items(), "os"):
+            axes[3].plot(r["predicted"], r["true"], marker, ms=4, label=f"{kind}, {name}")
     axes[3].axline((1, 1), slope=1, color="grey", lw=1)
     axes[3].set(xlabel="predicted", ylabel="true", title="mixture law, mixes left out")
     axes[3].legend(fontsize=7)

@@ -4,7 +4,6 @@
     python -m tools.score --run runs/seed1 --n 200 --json runs/seed1/scores.json
     python experiments/seeds.py runs/toy runs/seed1 runs/seed2           writes results/seeds.json
 """
-import argparse
 import json
 from pathlib import Path
 
@@ -79,8 +78,7 @@ def markdown(result):
 
 
 def main():
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders with scores.json")
     parser.add_argument("--out", default=str(common.RESULTS / "seeds.json"))
     args = parser.parse_args()

@@ -3,7 +3,6 @@ tokenizer, and the model's, of phrases that training had and of those that it le
 
     python experiments/speak.py --run runs/toy --out out/clips --n 200
 """
-import argparse
 import os
 from pathlib import Path
 
@@ -46,8 +45,7 @@ def speak(run, n, seed, **changes):
 
 
 def main():
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     parser.add_argument("--run", default="runs/toy", help="a folder that train.py made")
     parser.add_argument("--out", default="out/clips", help="folder for the clips")
     parser.add_argument("--n", type=files.number(int, 1), default=200, help="phrases a split")

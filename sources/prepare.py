@@ -3,13 +3,13 @@
 An item is a text, a picture with its caption, or a clip with its transcript.
 """
 import dataclasses
+import time
 
 import numpy as np
 from tqdm import tqdm
 
 import files
 from data import HEAD, KINDS, MODALITIES, Documents, Stream, rng, round_up, save_documents
-from data import tokenizer_module
 from files import DataError, UsageError
 from sources import Source, digest, folders, toyspeech, toyworld
 from tokenizers import audio, image, text
@@ -39,7 +39,7 @@ def own_sources(config):
         parts = sections(source.texts)
         sources["text"] = dataclasses.replace(source, texts=parts, keys=parts)
     if config.images:
-        patch = config.image_tokenizer.get("patch", 4)
+        patch = config.image_tokenizer.get("patch") or 4
         sources["image-text"] = folders.read_images(
             config.images, config.image_side, config.skip_bad, config.longest_caption, patch)
     if config.speech:
@@ -117,8 +117,8 @@ def train_tokenizer(modality, sources, train, config, device):
         return train_text(sources, train, config)
     samples = some_samples(sources[0], train[sources[0].kind], config.seed)
     if modality == "image":
-        shape = dict(zip(("height", "width", "channels"), samples[0].shape))
-        settings = image.ImageConfig(**shape, **config.image_tokenizer)
+        side, _, channels = samples[0].shape
+        settings = image.ImageConfig(side, channels, **config.image_tokenizer)
         made = image.train(samples, settings, config.image_steps, config.seed, device)
     else:
         settings = audio.AudioConfig(**config.speech_tokenizer)
@@ -128,8 +128,6 @@ def train_tokenizer(modality, sources, train, config, device):
 
 def train_text(sources, train, config):
     """A text tokenizer from the training texts of all sources."""
-    if config.encoding:
-        return text.from_tiktoken(config.encoding)
     texts = [[source.texts[i] for i in train[source.kind]] for source in sources]
     sizes = [sum(map(len, part)) for part in texts]
     samples = []
@@ -192,11 +190,12 @@ def make_documents(stream, kind, codes, at):
     return documents
 
 
-def prepare(config, folder, device, clock):
+def prepare(config, folder, device, marks):
     """Settings -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
 
-    Writes tokenizers, their reports and documents.npz into folder. Items are held out by content:
+    Writes tokenizers, their reports and documents.pt into folder. Items are held out by content:
     none is in the training set, not even as the same tokens. Tokenizers see training items only.
+    marks: (part, when it began) of the run so far; parts of this one are added.
     """
     sources = sources_of(config)
     train, held = {}, {}
@@ -207,15 +206,16 @@ def prepare(config, folder, device, clock):
         having = [source for kind, source in sources.items() if modality in KINDS[kind]]
         if not having:
             continue
-        clock(f"{modality} tokenizer")
+        marks.append((f"{modality} tokenizer", time.time()))
         tokenizer = train_tokenizer(modality, having, train, config, device)
         tokenizer.save(folder / row.file)
         samples = samples_of(having[0], modality, held[having[0].kind][:200])
         reports[modality] = tokenizer.report(samples)
-        print(tokenizer_module(modality).lines(reports[modality]), flush=True)
+        told = [f"{name} {value:.4g}" for name, value in reports[modality].items()]
+        print(f"{modality} tokenizer: {', '.join(told)}", flush=True)
         tokenizers[modality] = tokenizer
     files.write_json(folder / "tokenizers.json", reports)
-    clock("encoding")
+    marks.append(("encoding", time.time()))
     codes = {kind: encode(source, tokenizers) for kind, source in sources.items()}
     slots = {}
     for kind in sources:
@@ -233,6 +233,6 @@ def prepare(config, folder, device, clock):
         if not fresh:
             raise DataError(f"{sources[kind].name}: every held-out item has the same tokens as a "
                             "training item: give more, and more different, items")
-        documents[kind] = (Documents.of(learnt, stream), Documents.of(fresh, stream))
-    save_documents(folder / "documents.npz", documents)
+        documents[kind] = (Documents.of(learnt), Documents.of(fresh))
+    save_documents(folder / "documents.pt", documents)
     return stream, documents, tokenizers

@@ -50,7 +50,7 @@ def begun(run, folder, **settings):
     """A copy of a run as it was before its first step, with changed settings. --resume trains it,
     without scores."""
     folder.mkdir(parents=True)
-    for name in ("text.json", "image.pt", "speech.pt", "documents.npz"):
+    for name in ("text.json", "image.pt", "speech.pt", "documents.pt"):
         if (run / name).exists():
             shutil.copy(run / name, folder)
     saved = json.loads((run / "config.json").read_text())

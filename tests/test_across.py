@@ -35,9 +35,7 @@ def prompts(run, task, n=2):
     """Rows (n, L) of held-out prompts of a task's first stage."""
     kind, targets = TASKS[sample.stages_of(task)[0]]
     ids = data.stacked(run.documents[kind][1].first(n))
-    for modality in targets:
-        ids = sample.punch(run, kind, ids, modality)
-    return ids
+    return sample.punch(run, kind, ids, *targets)
 
 
 def texts_of(run, kind, ids):
@@ -107,7 +105,7 @@ def test_a_text_is_said_up_to_its_first_likely_end(toy, monkeypatch):
         codes = sample.codes_of(toy, "speech-text", "text", x)
         places = where.int().argmax(1).tolist()
         first = 3 + toy.stream.slots["speech-text"][0]
-        texts = sample.decode(toy, "text", [c[:at - first] for c, at in zip(codes, places)])
+        texts = toy.tokenizers["text"].decode([c[:at - first] for c, at in zip(codes, places)])
         low, high = toy.stream.ranges("text", 0)
         logits = torch.full((len(x), toy.stream.vocab), -99.0)
         logits[:, high:] = 99.0  # other ids do not count

@@ -28,7 +28,7 @@ def documents(kind, n):
             made += STREAM.texts(rng.integers(0, 10, rng.integers(2, 20)))
         else:
             made.append(STREAM.document(kind, [codes[modality] for modality in KINDS[kind]]))
-    return data.Documents.of(made, STREAM)
+    return data.Documents.of(made)
 
 
 DOCUMENTS = {kind: documents(kind, 40) for kind in KINDS}
@@ -122,14 +122,14 @@ def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_st
         assert rows.shape == (made.count, made.length)
         assert found(rows) == sorted(document.tolist() for document in made.drawn(step))
         assert (rows == PAD).double().mean() < 0.25
-    assert data.fit_rows(np.zeros(0, int), 32)[1] == 0
+    assert data.fit_rows([], 32)[1] == 0
     assert torch.equal(batches()(7), rows) and not torch.equal(made(6), rows)
     assert found(batches(seed=1)(7)) != found(rows)
 
 
 def test_each_kind_goes_through_shuffled_epochs_of_its_own():
-    texts = data.Documents.of([[i] * 3 for i in range(40)], STREAM)
-    pairs = data.Documents.of([[100 + i] * 5 for i in range(10)], STREAM)
+    texts = data.Documents.of([[i] * 3 for i in range(40)])
+    pairs = data.Documents.of([[100 + i] * 5 for i in range(10)])
     made = data.Batches({"text": texts, "image-text": pairs}, {"text": 15, "image-text": 4}, 0)
     drawn = [int(document[0]) for step in range(8) for document in made.drawn(step)]
     for first, size in ((0, 40), (100, 10)):
@@ -173,7 +173,7 @@ def test_times_are_stratified_within_a_kind_and_modes_have_their_shares():
 
 
 def noised(step=0, **changes):
-    return data.noised(STREAM, ROWS, train.Config(**changes), step)
+    return data.noised_batch(STREAM, ROWS, train.Config(**changes), step)
 
 
 def test_noise_is_a_function_of_seed_and_step_and_complement_adds_the_other_view():

@@ -113,16 +113,15 @@ def test_the_bound_is_unbiased():
         assert_mean(values, want, slack=1e-6)  # the network is float32
 
 
-def test_rows_of_a_group_get_the_same_masks():
+def test_rows_that_are_alike_get_the_same_masks():
     """Copies of a row cost the same, and as much as the row alone under the same numbers."""
     nats = {}
     for copies in (1, 3):
         rows = torch.tensor(NOISY.sequences[[5, 8, 17, 22]]).repeat_interleave(copies, 0)
         noised = RAGGED[1:5].repeat_interleave(copies, 0)
-        group = torch.arange(4).repeat_interleave(copies)
         rng = np.random.default_rng(4)
         nats[copies] = d.bound(NOISY.ask, rows, noised, *NOISY.ranges(len(rows)), MASK, rng,
-                               rounds=2, group=group)
+                               rounds=2, alike=copies)
     assert torch.equal(nats[3], nats[1].repeat_interleave(3))
     assert len(nats[1].unique()) == 4
 

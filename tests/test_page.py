@@ -58,14 +58,14 @@ def test_between_speech_and_pictures_prompts_have_texts_that_both_know(toy, monk
     def held_out(kind, texts):
         codes = toy.tokenizers["text"].encode(texts)
         documents = [toy.stream.document(kind, [None, code]) for code in codes]
-        return None, data.Documents.of(documents, toy.stream)
+        return None, data.Documents.of(documents)
 
     def prompts(caption):
         documents = {"speech-text": held_out("speech-text", said),
                      "image-text": held_out("image-text", [caption])}
         monkeypatch.setattr(toy, "documents", documents)
         rows = page.prompts(toy, "speech-to-image")
-        return sample.decode(toy, "text", sample.codes_of(toy, "speech-text", "text", rows))
+        return sample.decoded(toy, "speech-text", "text", rows)
 
     assert prompts("a blue star on red") == ["a blue star"]
     assert prompts("?") == said[:page.SAMPLES]  # none is known: the first ones
@@ -80,7 +80,7 @@ def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     picture = run.stream.to_codes("image", held_out(run, "image-text", "image"))
     caption = run.tokenizers["text"].encode(["<img>\x1b&"])[0]
     ids = run.stream.document("image-text", [picture, caption])
-    run.documents["image-text"] = (None, data.Documents.of([ids], run.stream))
+    run.documents["image-text"] = (None, data.Documents.of([ids]))
     (folder / "log.jsonl").write_text('{"step": 1, "tokens": 5, "terms": {"<b>": 1.0}}\n')
     text = page.write(folder, run).read_text(encoding="utf-8")
     assert "&lt;img&gt;\\x1b&amp;" in text and "\x1b" not in text
@@ -131,7 +131,7 @@ def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
 
     def decoded(ids):
         codes = toy.stream.to_codes("image", ids)
-        return sample.decode(toy, "image", [codes])[0].astype(int)
+        return toy.tokenizers["image"].decode([codes])[0].astype(int)
 
     shown = masked_picture(toy, ids)
     assert np.abs(shown[4:, :, :3] - decoded(ids)).max() <= 1
@@ -210,9 +210,9 @@ def test_doubt_is_that_of_the_network_when_it_chose(toy):
 
 def test_stages_are_even_in_masked_tokens_and_end_with_the_answer():
     film = [torch.tensor([[MASK] * left + [7] * (10 - left)]) for left in range(10, -1, -1)]
-    assert page.stages(film, 0).tolist() == [0, 2, 4, 6, 8, 10]
-    assert page.stages(film + film[-1:] * 3, 0).tolist() == [0, 2, 4, 6, 8, 13]  # after repairs
-    assert page.stages([film[0], film[-1]], 0).tolist() == [0, 1]
+    assert page.frames_of(film, 0).tolist() == [0, 2, 4, 6, 8, 10]
+    assert page.frames_of(film + film[-1:] * 3, 0).tolist() == [0, 2, 4, 6, 8, 13]  # after repairs
+    assert page.frames_of([film[0], film[-1]], 0).tolist() == [0, 1]
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium")

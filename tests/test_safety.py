@@ -48,10 +48,11 @@ FLAGS = {  # value: what is told of it
     "--preset huge": "--preset: 'huge': choose from toy, ", "--minutes 0": "--minutes or --steps",
     "--schedule linaer": "--schedule: schedule 'linaer'", "--shape 5": "--shape",
     "--steps many": "--steps: invalid int value: 'many'", '--shape {"widht":64}': "--shape",
-    '--shape {"width":100}': "train: --shape: width 100 must be a multiple of head_dim 32",
+    '--shape {"width":100}': "train: --shape: width 100, depth 3, head_dim 32: whole numbers",
+    '--shape {"head_dim":0}': "--shape: width 192, depth 3, head_dim 0", "--vocab-size 9": "256",
     '--speech-tokenizer {"stride":3}': "--speech-tokenizer: stride 3",
     '--image-tokenizer {"colours":1}': "--image-tokenizer", "--keep-tokenizers": "unrecognized",
-    "--encoding gpt9": "--encoding: 'gpt9': choose from gpt2, ", "--schedule poly:0": "--schedule",
+    '--image-tokenizer {"side":64}': "--image-tokenizer", "--schedule poly:0": "--schedule",
     "--seed 10000000000": "--seed: 10000000000 is not from 0 to 1e+09",
     "--resume": "--resume: {run} holds no run; start one with python train.py --run {run}",
 }
@@ -136,9 +137,9 @@ def damage(path, how):
 
 TOKENIZERS = ["image.pt", "speech.pt", "text.json"]
 CASES = {
-    "lost": ["checkpoint.pt", "documents.npz", "config.json", *TOKENIZERS],
-    "cut": ["checkpoint.pt", "documents.npz", "config.json", *TOKENIZERS],
-    "altered": ["checkpoint.pt", "documents.npz", "image.pt"],
+    "lost": ["checkpoint.pt", "documents.pt", "config.json", *TOKENIZERS],
+    "cut": ["checkpoint.pt", "documents.pt", "config.json", *TOKENIZERS],
+    "altered": ["checkpoint.pt", "documents.pt", "image.pt"],
     "foreign": ["config.json", *TOKENIZERS],
 }
 

@@ -174,7 +174,7 @@ def test_confidence_leaves_exactly_the_whole_part_masked():
 
 ALL = [
     dict(sampler="ancestral", steps=12),
-    dict(sampler="ancestral", grid=[1, 0.7, 0.2, 0]),
+    dict(sampler="ancestral", grid="poly:2", steps=3),
     dict(sampler="first-hitting"),
     dict(sampler="confidence", steps=7),
     dict(sampler="confidence", grid="poly:2", steps=40, choice_temperature=0.0),
@@ -236,10 +236,12 @@ def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked
         assert tuple(column.unique().tolist()) == own
 
 
-def test_bad_grids_are_refused():
-    for grid in ([0.5, 0.2, 0], [1, 0.5], [1, 0.5, 0.5, 0], [0, 1], [1.0], "sine"):
-        with pytest.raises(ValueError, match="fall strictly|choose linear"):
-            WORLD.sample(2, grid=grid)
+def test_grids_fall_from_one_to_zero():
+    assert d.mask_rates("poly:2", 2) == [1.0, 0.25, 0.0]
+    rates = d.mask_rates("cosine", 9)
+    assert rates[0] == 1 and rates[-1] == 0 and all(a > b for a, b in zip(rates, rates[1:]))
+    with pytest.raises(ValueError, match="choose linear"):
+        WORLD.sample(2, grid="sine")
 
 
 # ---- Repair.
@@ -253,10 +255,10 @@ def test_repair_mends_what_independent_draws_broke():
     assert (nfe[broken] == 4).all()  # one to draw, two to judge, one to draw anew
     assert (nfe[~broken] == 3).all()
     assert torch.equal(x[~broken], film[1][~broken])
-    draw = d.Draw(torch.Generator().manual_seed(0))
-    denoise = d.Denoiser(TWINS.predict, *TWINS.ranges(2), MASK, None, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    denoiser = d.Denoiser(TWINS.predict, *TWINS.ranges(2), MASK, None, 0.0, generator)
     x = torch.tensor([[1, 2], [2, 1]])
-    assert list(d.repair(denoise, draw, x, x > 0, 1, parts=1)) == []  # both are hidden together
+    assert list(d.repair(denoiser, x, x > 0, 1, parts=1)) == []  # both are hidden together
 
 
 def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
@@ -330,11 +332,11 @@ def test_top_k_and_top_p_keep_the_right_ids(options, kept):
 
 def test_proposals_come_with_the_networks_own_probability_and_entropy():
     """Those before temperature, top-k and top-p."""
-    draw = d.Draw(torch.Generator().manual_seed(0), temperature=0.3, top_k=2, top_p=0.9)
-    denoise = d.Denoiser(WORLD.predict, *WORLD.ranges(9), MASK, None, 0.0)
+    denoiser = d.Denoiser(WORLD.predict, *WORLD.ranges(9), MASK, None, 0.0,
+                          torch.Generator().manual_seed(0), temperature=0.3, top_k=2, top_p=0.9)
     x = torch.zeros(9, 3, dtype=torch.long)
     where = torch.tensor([True, False, True]).expand(9, 3)
-    tokens, logp, entropy = draw.propose(denoise, x, where)
+    tokens, logp, entropy = denoiser.propose(x, where)
     assert torch.equal(tokens != MASK, where)
     for i in (0, 2):
         p = WORLD.conditional[0, i]

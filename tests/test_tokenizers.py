@@ -150,8 +150,6 @@ def test_long_runs_are_learnt_and_encoded():
     for long in ("\n" * 1_100_000 + "x", "ACGTTGCA" * 40_000, "é" * 300_000):
         tok = text.train(["some words", long], 300)
         assert tok.decode(tok.encode([long])) == [long]
-        ready = text.Tokenizer(pattern=r"\S+|\s+(?!\S)|\s+")  # as ready-made vocabularies cut
-        assert len(ready.encode([long])[0]) == len(long.encode())
 
 
 # ---- Pictures.
@@ -166,7 +164,7 @@ def draw(n, seed):
 
 @pytest.fixture(scope="module")
 def pictures():
-    config = image.ImageConfig(16, 16, patch=4, levels=(4, 4, 4), hidden=48)
+    config = image.ImageConfig(16, patch=4, levels=(4, 4, 4), hidden=48)
     return image.train(draw(150, 1), config, steps=200), draw(64, 2)
 
 
@@ -250,7 +248,7 @@ def test_pictures_of_other_sizes():
     images = toyworld.draw(toyworld.scenes(4, 3), 3)
     for side, channels, squares in ((28, 1, 16), (30, 3, 25)):
         some = images[:, :side, :side, :channels]
-        tok = image.train(some, image.ImageConfig(side, side, channels, hidden=16), steps=2)
+        tok = image.train(some, image.ImageConfig(side, channels, hidden=16), steps=2)
         ids = tok.encode(some)
         assert all(i.shape == (3 + squares,) and i.max() < tok.size for i in ids)
         assert tok.decode(ids)[0].shape == some[0].shape
@@ -301,7 +299,7 @@ def test_mel_filters_average_and_cover(speech):
 # ---- Both.
 
 KINDS = {  # module, a small config, samples to train on
-    "image": (image, image.ImageConfig(16, 16, hidden=16), lambda: draw(20, 4)),
+    "image": (image, image.ImageConfig(16, hidden=16), lambda: draw(20, 4)),
     "audio": (audio, audio.AudioConfig(2, groups=4, hidden=16), lambda: speak(4, 4)),
 }
 
@@ -346,25 +344,16 @@ def test_a_loss_or_weight_that_is_not_finite_stops_the_training():
         tok.fit(lambda rng: weight.sum(), 1e-3, seed=0, warmup=0.1)
 
 
-def test_errors_are_one_clear_line(pictures, speech, monkeypatch):
-    def offline(name):
-        raise ConnectionError("no network\nat all")
-
-    monkeypatch.setattr(text.tiktoken, "get_encoding", offline)
+def test_errors_are_one_clear_line(pictures, speech):
     i = pictures[0]
     a = speech[0]
     for words, call, *given in (
-            ("no text", text.train, []), ("vocab_size 100", text.train, ["x"], 100),
             ("surrogates", text.train, ["ok", "a\ud800b"]),
-            ("gpt2", text.from_tiktoken, "none"), ("CACHE_DIR", text.from_tiktoken, "gpt2"),
-            ("30x32", image.ImageConfig, 30, 32, 3, 4), ("of 4", image.ImageConfig, 31, 31),
-            ("channels 4", image.ImageConfig, 32, 32, 4), ("stride", audio.AudioConfig, 0),
-            ("levels", image.ImageConfig, 32, 32, 3, 0, 3, (1, 4)),
-            ("(16, 16, 3)", image.train, draw(3, 1), image.ImageConfig(), 1),
+            ("of 30", image.ImageConfig, 30, 3, 4), ("of 4", image.ImageConfig, 31),
+            ("channels 4", image.ImageConfig, 32, 4), ("stride", audio.AudioConfig, 0),
+            ("levels", image.ImageConfig, 32, 3, 0, 3, (1, 4)),
             ("19 ids", i.decode, [np.zeros(18, int)]), ("0..63", i.decode, [np.full(19, 64)]),
-            ("255 samples", a.encode, [np.zeros(255, np.float32)]),
-            ("int16", a.encode, [np.zeros(500, np.int16)]), ("3 ids", a.decode, [np.zeros(4, int)]),
-            ("NaN", a.encode, [np.full(500, np.nan)])):
+            ("3 ids", a.decode, [np.zeros(4, int)])):
         with pytest.raises(ValueError) as caught:
             call(*given)
         assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -372,13 +361,13 @@ def test_errors_are_one_clear_line(pictures, speech, monkeypatch):
 
 def test_load_refuses_other_files(pictures, tmp_path):
     pictures[0].save(tmp_path / "i.pt")
-    with pytest.raises(DataError, match="no audio tokenizer"):
+    with pytest.raises(DataError, match="i.pt cannot be read"):
         audio.load(tmp_path / "i.pt")
     saved = torch.load(tmp_path / "i.pt")
     del saved["weights"]["encoder.0.bias"]
     torch.save(saved, tmp_path / "i.pt")
-    with pytest.raises(DataError, match="another version"):
+    with pytest.raises(DataError, match="i.pt cannot be read"):
         image.load(tmp_path / "i.pt")
     (tmp_path / "x.json").write_text('{"kind": "other"}')
-    with pytest.raises(DataError, match="no text tokenizer"):
+    with pytest.raises(DataError, match="x.json cannot be read"):
         text.load(tmp_path / "x.json")

@@ -147,7 +147,7 @@ def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
     assert first.returncode == 0, errors[-2000:]
     configs = [files.read_json(run / "config.json") for run in (trained[0], folder)]
     assert configs[0]["tokenizers"] == configs[1]["tokenizers"]
-    name = "documents.npz"
+    name = "documents.pt"
     assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], folder)]
     for a, b in zip(*logs, strict=True):
@@ -204,7 +204,7 @@ def training(run, **settings):
     """The Training of a run's documents, and its first batch."""
     saved = files.read_json(run / "config.json")
     config = train.Config(**{**saved["config"], **settings})
-    documents = data.load_documents(run / "documents.npz")
+    documents = data.load_documents(run / "documents.pt")
     documents = {kind: parts[0] for kind, parts in documents.items()}
     made = train.Training(config, data.Stream(**saved["stream"]), documents, torch.device("cpu"))
     return made, made.batch(0)
@@ -288,9 +288,8 @@ def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
             config, given = train.parse([flag, str(train.typed(default))])
             assert config == train.Config() and given == {name}
     config, given = train.parse(["--text", "a b", "--text", "c", "--complement", "--shape",
-                                 '{"width": 64}', "--mix", "text=0.5", "--encoding", "gpt2"])
-    want = dict(text=["a b", "c"], complement=True, shape={"width": 64}, mix={"text": 0.5},
-                encoding="gpt2")
+                                 '{"width": 64}', "--mix", "text=0.5"])
+    want = dict(text=["a b", "c"], complement=True, shape={"width": 64}, mix={"text": 0.5})
     assert config == train.Config(**want) and given == set(want)
     assert train.Config(**json.loads(json.dumps(vars(config)))) == config
 
@@ -312,6 +311,8 @@ def test_a_recipe_sets_defaults_and_flags_win():
 def test_the_papers_loss_counts_every_token_alike_and_resuming_keeps_it(trained, tmp_path, no_page):
     """Its terms, weighted, are the sum over all hidden tokens over all that could be hidden."""
     recipe = {"recipe": "paper", **train.RECIPES["paper"]}
+    with pytest.raises(files.UsageError, match="--loss-weights: give text/text or image-text/image"):
+        training(trained[0], loss_weights={"text/text": 0.0})
     made, batch = training(trained[0], **recipe)
     terms = torch.rand(len(train.TERMS))
     alike = (terms * batch.counts).sum() / batch.counts.sum()

@@ -3,7 +3,7 @@
     text.train(texts, vocab_size)              image.train(samples, config, steps), audio likewise
     tokenizer.encode(samples), .decode(ids)    lists of samples <-> lists of int32 arrays (n,)
     tokenizer.save(path), module.load(path)    .json for text, .pt for image and audio
-    tokenizer.report(samples)                  figures; module.lines(report) puts them in words
+    tokenizer.report(samples)                  figures
     tokenizer.groups, tokenizer.size           position p has an id of group p % groups, below size
     tokenizer.name                             12 hex digits that change whenever the ids could
 

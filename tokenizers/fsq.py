@@ -87,12 +87,6 @@ def usage(ids, size):
     return len(share), np.exp(-(share * np.log(share)).sum())
 
 
-def lines(report):
-    """What Codec.figures says, in words."""
-    return ("{tokens_per_item:.0f} tokens = {bits_per_item:.0f} bits an item\n  {used:.0f} of "
-            "{size} codes used, perplexity {perplexity:.0f}".format(**report))
-
-
 class Codec:
     """What image and audio tokenizers share: a config, a network, its training, a file.
 
@@ -116,8 +110,6 @@ class Codec:
         The learning rate rises to lr over the share `warmup` of the steps and falls along a cosine
         to 0. DataError at the first loss or gradient that is not finite.
         """
-        if self.steps < 1:
-            raise ValueError(f"a tokenizer needs at least one training step, got {self.steps}")
         unsound = "{} tokenizer: the {} not finite after {} steps: look for extreme samples"
         weights = list(self.net.parameters())
         optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -158,21 +150,15 @@ class Codec:
     def save(self, path):
         """Write config and weights to path (.pt)."""
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        files.save(path, {"kind": self.kind, "config": asdict(self.config), "steps": self.steps,
-                          "weights": weights})
+        files.save(path, {"config": asdict(self.config), "steps": self.steps, "weights": weights})
 
     @classmethod
     def load(cls, path):
         """What save() wrote. DataError for another file."""
         saved = files.load(path)
-        if not isinstance(saved, dict) or saved.get("kind") != cls.kind:
-            raise DataError(f"{files.quoted(path)} is no {cls.kind} tokenizer: train one")
-        try:
+        with files.reading(path):
             codec = cls(cls.Config(**saved["config"]), saved["steps"])
             codec.net.load_state_dict(saved["weights"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise DataError(f"{files.quoted(path)} was made by another version "
-                            f"({files.reason(error)}): train afresh")
         return codec
 
     def look_up(self, ids):

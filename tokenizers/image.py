@@ -31,10 +31,9 @@ PURE = 0.05  # of two mixtures that explain a pixel, the purer one may fit it th
 class ImageConfig:
     """Sizes of the tokenizer. ValueError where they do not fit each other."""
 
-    height: int = 32  # pixels
-    width: int = 32  # pixels
+    side: int = 32  # of a picture, pixels
     channels: int = 3  # 1 grey, 3 red, green, blue
-    patch: int = 0  # side of a square, pixels; 0: the most from 4 to 8 that divides both sides
+    patch: int = 0  # side of a square, pixels; 0: the most from 4 to 8 that divides the picture's
     colours: int = 3  # tokens of the palette
     levels: tuple = (5, 5, 5, 5)  # quantisation levels; their product is the vocabulary
     hidden: int = 96  # channels of the network
@@ -45,18 +44,18 @@ class ImageConfig:
         if self.channels not in (1, 3) or self.colours < 2:
             raise ValueError(f"channels {self.channels} must be 1 or 3, colours {self.colours} at "
                              "least 2")
-        sides = math.gcd(self.height, self.width)
         if self.patch == 0:
-            fitting = [p for p in range(4, 9) if sides % p == 0]
+            fitting = [p for p in range(4, 9) if self.side % p == 0]
             self.patch = max(fitting, default=4)
-        if self.patch < 1 or sides % self.patch:
-            raise ValueError(f"squares of {self.patch} pixels do not divide "
-                             f"{self.height}x{self.width}; resize to a multiple of {self.patch}")
+        if self.patch < 1 or self.side % self.patch:
+            raise ValueError(f"squares of {self.patch} pixels do not divide pictures of "
+                             f"{self.side}: take a side that is a multiple")
 
     @property
     def grid(self):
         """(rows, columns) of squares."""
-        return self.height // self.patch, self.width // self.patch
+        count = self.side // self.patch
+        return count, count
 
 
 # Below, x is B pictures of C channels and P = H W pixels in [-1, 1], K colours are a palette.
@@ -227,16 +226,6 @@ def batches(items):
         yield items[i:i + BATCH]
 
 
-def stacked(images, config):
-    """Pictures as one array (N, H, W, C). ValueError unless they are what config says."""
-    want = (config.height, config.width, config.channels)
-    for image in images:
-        if np.shape(image) != want or image.dtype != np.uint8:
-            raise ValueError(f"a picture must be a uint8 array {want}, got {image.dtype} "
-                             f"{np.shape(image)}; resize and convert first")
-    return np.stack(images)
-
-
 def to_float(images, device="cpu"):
     """uint8 (B, H, W, C) -> float32 (B, C, H, W) in [-1, 1]."""
     x = torch.from_numpy(images).to(device)
@@ -258,7 +247,7 @@ def psnr(a, b):
 
 def train(images, config, steps, seed=0, device="cpu"):
     """Learn a tokenizer from uint8 pictures (H, W, C) in `steps` steps."""
-    images = stacked(images, config)
+    images = np.stack(images)
     tokenizer = Tokenizer(config, steps, seed).to(device)
     net = tokenizer.net
     found = [palette(to_float(part, device), config.colours) for part in batches(images)]
@@ -296,7 +285,7 @@ class Tokenizer(fsq.Codec):
         """List of uint8 (H, W, C) -> list of int32 (K + h w,)."""
         out = []
         for batch in batches(samples):
-            x = to_float(stacked(batch, self.config), self.device)
+            x = to_float(np.stack(batch), self.device)
             colours = palette(x, self.config.colours)
             latents = self.net.encode(colours, shares(x, colours))
             ids = [self.net.fsq.ids(z).flatten(1) for z in latents]  # (B, K), (B, h w)
@@ -343,11 +332,6 @@ class Tokenizer(fsq.Codec):
 load = Tokenizer.load
 
 
-def lines(report):
-    """report() in words."""
-    return f"image tokenizer: {report['psnr']:.2f} dB, " + fsq.lines(report)
-
-
 def main():
     """Show a picture's tokens. Write the picture, and beside it what they decode to, to out/."""
     from PIL import Image
@@ -359,7 +343,7 @@ def main():
     args = parser.parse_args()
     tokenizer = load(args.tokenizer)
     config = tokenizer.config
-    picture = open_picture(args.file, config.height, config.channels)
+    picture = open_picture(args.file, config.side, config.channels)
     ids = tokenizer.encode([picture])[0]
     again = tokenizer.decode([ids])[0]
     both = np.hstack([picture, again]).squeeze()

@@ -25,13 +25,10 @@ import tiktoken
 from tqdm import tqdm
 
 import files
-from files import DataError
 
 from . import row_of_ids
 
 LONGEST = 32  # characters in a piece
-STRETCH = 2**18  # characters that tiktoken gets at once: its regex gives up on a million blanks
-ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")  # ready-made vocabularies
 BASE = 2**32  # the pair of ids a, b is kept as a BASE + b, which sorts like (a, b)
 
 
@@ -127,81 +124,47 @@ def apart(at):
     return np.array(kept)
 
 
-def stretches(text):
-    """A text's parts of at most STRETCH characters, at least one."""
-    return [text[i:i + STRETCH] for i in range(0, max(1, len(text)), STRETCH)]
-
-
 def train(texts, vocab_size=512, repeats=None):
     """Learn a vocabulary of at most vocab_size ids (256 bytes and merges) from strings.
 
     repeats: how many times each string counts (whole numbers; once if not given).
     """
-    if not 256 <= vocab_size <= 2**20:
-        raise ValueError(f"vocab_size {vocab_size} is outside 256..1048576; the 256 byte values "
-                         "are always in")
     pattern = pattern_of(texts)
     counts = Counter()
     for text, times in zip(texts, repeats or [1] * len(texts), strict=True):
-        for stretch in stretches(text):
-            for piece in re.findall(pattern, stretch):
-                counts[piece.encode()] += times
-    if not counts:
-        raise ValueError("text.train got no text; give at least one string that is not empty")
+        for piece in re.findall(pattern, text):
+            counts[piece.encode()] += times
     return Tokenizer(merges(counts, vocab_size), pattern)
-
-
-def from_tiktoken(encoding):
-    """A ready-made vocabulary, which tiktoken fetches once. ValueError where it cannot be had."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"unknown encoding {encoding!r}; choose from {', '.join(ENCODINGS)}")
-    try:
-        return Tokenizer(encoding=encoding)
-    except Exception as error:  # whatever the network raises
-        raise ValueError(f"cannot fetch tiktoken's {encoding!r} ({files.reason(error)}): go online "
-                         "once, or set TIKTOKEN_CACHE_DIR to a folder that holds it")
 
 
 def load(path):
     """The tokenizer that Tokenizer.save wrote to path (.json). DataError for another file."""
     saved = files.read_json(path)
-    if not isinstance(saved, dict) or saved.get("kind") != "text":
-        raise DataError(f"{files.quoted(path)} is no text tokenizer: train one")
-    if saved["encoding"]:
-        return from_tiktoken(saved["encoding"])
-    return Tokenizer([token.encode("latin-1") for token in saved["tokens"]], saved["pattern"])
+    with files.reading(path):
+        return Tokenizer([token.encode("latin-1") for token in saved["tokens"]], saved["pattern"])
 
 
 class Tokenizer:
-    """str <-> ids in 0..size-1. Ids below 256 of a vocabulary learnt here are bytes."""
+    """str <-> ids in 0..size-1. Ids below 256 are bytes."""
 
     groups = 1
 
-    def __init__(self, tokens=(), pattern=None, encoding=None):
+    def __init__(self, tokens, pattern):
         self.saved = {
-            "kind": "text",
-            "encoding": encoding,
             "pattern": pattern,
             "tokens": [token.decode("latin-1") for token in tokens],  # one character a byte
         }
         text = json.dumps(self.saved, sort_keys=True)
         self.name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        if encoding:
-            self.bpe = tiktoken.get_encoding(encoding)
-        else:
-            ranks = {bytes([i]): i for i in range(256)}
-            ranks.update({token: 256 + i for i, token in enumerate(tokens)})
-            self.bpe = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks,
-                                         special_tokens={})
-        self.size = len(self.bpe.token_byte_values())  # without special tokens, which follow
+        ranks = {bytes([i]): i for i in range(256)}
+        ranks.update({token: 256 + i for i, token in enumerate(tokens)})
+        self.bpe = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks,
+                                     special_tokens={})
+        self.size = len(ranks)
 
     def encode(self, samples):
-        """List of str -> list of int32 (tokens,). "<|endoftext|>" and its like are plain text."""
-        out = []
-        for text in samples:
-            ids = [self.bpe.encode_ordinary(stretch) for stretch in stretches(text)]
-            out.append(np.concatenate(ids).astype(np.int32))
-        return out
+        """List of str -> list of int32 (tokens,)."""
+        return [np.array(self.bpe.encode_ordinary(text), np.int32) for text in samples]
 
     def decode(self, codes):
         """List of ids (tokens,) -> list of str. Bytes that are not UTF-8 become U+FFFD."""
@@ -226,9 +189,3 @@ class Tokenizer:
             "tokens_per_item": len(ids) / len(codes),
             "bytes_per_token": sum(len(text.encode()) for text in samples) / max(1, len(ids)),
         }
-
-
-def lines(report):
-    """report() in a line."""
-    return ("text tokenizer: {bytes_per_token:.2f} bytes a token, {tokens_per_item:.1f} tokens an "
-            "item, {used} of {size} ids used, {items} items".format(**report))

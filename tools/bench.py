@@ -6,7 +6,6 @@ Timed are the step of train.py, that of its autoregressive twin (the same networ
 mask, a loss at every token), and one large matrix product. The flags of train.py are taken, too:
 python train.py --help. --steps says how many steps are timed (20).
 """
-import argparse
 import dataclasses
 import resource
 import sys
@@ -45,7 +44,7 @@ def random_documents(config, count=300):
     documents = {}
     for kind, docs in made.items():
         if config.mix.get(kind):
-            documents[kind] = data.Documents.of(docs, stream)
+            documents[kind] = data.Documents.of(docs)
     return stream, documents
 
 
@@ -144,8 +143,7 @@ def bench(config, device):
 
 
 def main():
-    parser = files.Parser(description=__doc__, allow_abbrev=False,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     args, rest = parser.parse_known_args()
     config, _ = train.parse(rest)

@@ -2,7 +2,6 @@
 
     python -m tools.page --run runs/toy --seed 1      other samples for the same prompts
 """
-import argparse
 import base64
 import html
 import json
@@ -22,7 +21,7 @@ from tools.masked import masked_clip, masked_picture, pieces
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SAMPLES = 3  # of each task
-STAGES = 6   # of each sample
+FRAMES = 6   # of each sample
 
 
 def escaped(text):
@@ -66,7 +65,7 @@ def show_speech(run, ids, sure):
     width = 2 * pixels.shape[1]
     shown = f'<img class=speech alt="a spectrogram" width={width} src="{picture}">'
     if not (ids == MASK).any():
-        wave = sample.decode(run, "speech", [run.stream.to_codes("speech", ids)])[0]
+        wave = run.tokenizers["speech"].decode([run.stream.to_codes("speech", ids)])[0]
         shown += f'<audio controls src="{inline("audio/wav", sample.wav(wave))}"></audio>'
     return f"<div class=clip>{shown}</div>"
 
@@ -79,10 +78,10 @@ SHOW = {"text": show_text, "image": show_image, "speech": show_speech}
 
 @torch.inference_mode()
 def sureness(run, film):
-    """The probability that the network gave each token when it was revealed, by stage of a film
+    """The probability that the network gave each token when it was revealed, by frame of a film
     (list of (B, L)) -> list of (B, L). It is asked again, since films hold ids only."""
     sure = torch.ones(film[0].shape)
-    by_stage = [sure]
+    by_frame = [sure]
     for before, after in zip(film, film[1:]):
         new = (before != after) & (after != MASK)                         # (B, L)
         if new.any():
@@ -90,16 +89,16 @@ def sureness(run, film):
             logits = run.ask(before.masked_fill(new, MASK), new)          # (M, V)
             nll = diffusion.token_nll(logits, after[new], rows.low[new], rows.high[new])
             sure = sure.masked_scatter(new, torch.exp(-nll))
-        by_stage.append(sure)
-    return by_stage
+        by_frame.append(sure)
+    return by_frame
 
 
-def stages(film, row):
+def frames_of(film, row):
     """Which frames of a row's film to show: as even in masked tokens as it has them, and the last
     one. Increasing."""
     left = np.array([int((frame[row] == MASK).sum()) for frame in film])
-    wanted = np.linspace(left[0], left[-1], STAGES)
-    at = np.abs(left[:, None] - wanted).argmin(0)                         # (STAGES,)
+    wanted = np.linspace(left[0], left[-1], FRAMES)
+    at = np.abs(left[:, None] - wanted).argmin(0)                         # (FRAMES,)
     at[-1] = len(film) - 1
     return np.unique(at)
 
@@ -125,7 +124,7 @@ def card(run, task, made, sure, truth, row):
     given = sample.given_members(task)
     kind, targets = TASKS[parts[-1]]
     frames = [show_members(run, kind, targets, made.film[i][row], sure[i][row])
-              for i in stages(made.film, row)]
+              for i in frames_of(made.film, row)]
     strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
@@ -144,7 +143,7 @@ def card(run, task, made, sure, truth, row):
 def held_out_texts(run, kind, count=300):
     """The texts of the first held-out documents."""
     ids = data.stacked(run.documents[kind][1].first(count))
-    return sample.decode(run, "text", sample.codes_of(run, kind, "text", ids))
+    return sample.decoded(run, kind, "text", ids)
 
 
 def prompts(run, task):
@@ -153,11 +152,15 @@ def prompts(run, task):
     kinds = sample.kinds_of(task)
     chosen = run.documents[kinds[0]][1].first(SAMPLES)
     if len(kinds) == 2:
-        texts, others = (held_out_texts(run, kind) for kind in kinds)
-        known = [i for i, text in enumerate(texts)
-                 if any(text.startswith(o) or o.startswith(text) for o in others)]
-        if known:
-            chosen = [run.documents[kinds[0]][1][i] for i in known[:SAMPLES]]
+        texts = held_out_texts(run, kinds[0])
+        others = held_out_texts(run, kinds[1])
+
+        def known(text):
+            return any(text.startswith(other) or other.startswith(text) for other in others)
+
+        at = [i for i, text in enumerate(texts) if known(text)]
+        if at:
+            chosen = [run.documents[kinds[0]][1][i] for i in at[:SAMPLES]]
     return data.stacked(chosen)
 
 
@@ -165,9 +168,7 @@ def task_films(run, task, seed):
     """A task's films as HTML: answers to the first held-out prompts."""
     kind, targets = TASKS[sample.stages_of(task)[0]]
     truth = prompts(run, task)                                            # (B, L)
-    ids = truth
-    for modality in targets:
-        ids = sample.punch(run, kind, ids, modality)
+    ids = sample.punch(run, kind, truth, *targets)
     made = sample.answer(run, task, ids, seed, record=True)
     sure = sureness(run, made.film)
     cards = [card(run, task, made, sure, truth, row) for row in range(len(truth))]
@@ -318,8 +319,7 @@ def write(folder, run=None, seed=0):
 
 
 def main():
-    parser = files.Parser(description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__)
     sample.add_run(parser)
     args = parser.parse_args()
     run = sample.load_run(args.run, files.pick_device(args.device))

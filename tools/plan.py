@@ -4,8 +4,6 @@
 
 Nothing is trained. The flags of train.py are taken, too: python train.py --help.
 """
-import argparse
-
 import files  # before torch: it tells OpenMP how to wait
 import torch
 
@@ -74,8 +72,7 @@ def plan(config, vocab=None, tokens=None, throughput=None):
 
 
 def main():
-    parser = files.Parser(description=__doc__, allow_abbrev=False,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = files.Parser(description=__doc__, allow_abbrev=False)
     positive = files.number(float, 1)
     parser.add_argument("--tokens", type=positive, help="of the whole training (D*)")
     parser.add_argument("--batch-tokens", type=positive, help="tokens a step (train.py's default)")
