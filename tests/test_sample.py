@@ -125,6 +125,14 @@ def test_rows_that_agree_are_asked_once(toy, monkeypatch):
     assert asked == [3]
 
 
+def test_many_prompts_are_filled_in_pieces(toy):
+    ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 32)
+    made = sample.fill(toy, "speech-text", ids, ("text",), batch=1, sampler="ancestral", steps=2)
+    texts = content(toy, "speech-text", "text", made.ids)
+    assert len(made.ids) == 32 and not torch.equal(texts[:16], texts[16:])  # their noise differs
+    assert set(made.outputs) == {"text"} and 1 <= made.nfe <= 2
+
+
 def test_tasks_that_a_run_does_not_know_are_refused(toy, monkeypatch):
     known = {kind: slots for kind, slots in toy.stream.slots.items() if kind != "image-text"}
     monkeypatch.setattr(toy.stream, "slots", known)
