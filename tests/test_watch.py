@@ -101,8 +101,7 @@ def test_watching_changes_no_sample(toy):
     ids[17, 10] = toy.stream.ranges("speech", 8)[0]
     alone = sample.fill(toy, "speech-text", ids, **few)
     made = sample.fill(toy, "speech-text", ids, record=True, **few)
-    assert torch.equal(made.ids, alone.ids) and not alone.film and 1 <= made.nfe <= 2
-    assert not torch.equal(made.ids[0], made.ids[16])  # the groups' noise differs
+    assert torch.equal(made.ids, alone.ids) and not alone.film
     assert torch.equal(made.film[0], ids) and torch.equal(made.film[-1], made.ids)
     short, long = [torch.zeros(1, 1)], [torch.full((2, 1), float(i)) for i in range(3)]
     assert torch.cat(sample.joined([short, long]), 1).tolist() == [[0, 0, 0], [0, 1, 2], [0, 1, 2]]
