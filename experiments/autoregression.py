@@ -16,8 +16,8 @@ import common
 
 ARMS = {"masked diffusion": False, "autoregression": True}
 BUDGETS = (187_500, 375_000, 750_000, 1_500_000)
-QUICK = dict(budgets=(2_000, 4_000), repeated=4_000, unique=40, seeds=(0,), factors=(1.0,),
-             looks=3, texts=common.FEW_TEXTS, pairs=common.FEW_PAIRS)
+QUICK = dict(budgets=(1_500, 3_000), repeated=3_000, unique=40, seeds=(0,), factors=(1.0,),
+             looks=2, texts=common.FEW_TEXTS, pairs=common.FEW_PAIRS)
 
 
 def trial(arm, tokens, factor=1.0, shape=common.SMALL["shape"], **changes):

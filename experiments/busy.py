@@ -21,7 +21,8 @@ from common import files
 
 SPINS = ("300000", "10000", "0")
 BUSY = [sys.executable, "-c", "while True: pass"]
-SMALLEST = ("--steps", "2", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}')
+SMALLEST = ("--steps", "2", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}',
+            "--dtype", "float32")
 QUICK = dict(spins=SPINS[2:], flags=SMALLEST)
 
 

@@ -13,7 +13,7 @@ import common
 
 ARMS = {"one mask": False, "mask and complement": True}
 SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
-QUICK = dict(tokens=3_000, seeds=(0,), n=2, steps=4, texts=common.FEW_TEXTS)
+QUICK = dict(tokens=1_500, seeds=(0,), n=2, steps=2, texts=common.FEW_TEXTS)
 
 
 def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5), n=200, steps=96, texts=common.TEXTS):

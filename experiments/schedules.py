@@ -13,7 +13,7 @@ import common
 
 NAMES = ("linear", "cosine", "poly:0.5", "poly:2")
 SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
-QUICK = dict(tokens=3_000, seeds=(0,), names=NAMES[:2], n=2, steps=4, texts=common.FEW_TEXTS)
+QUICK = dict(tokens=1_500, seeds=(0,), names=NAMES[:2], n=2, steps=2, texts=common.FEW_TEXTS)
 
 
 def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, n=200, steps=96,

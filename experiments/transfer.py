@@ -24,8 +24,8 @@ GRID = ([{"lr": 2.0 ** -k} for k in range(9, 2, -1)],
         [{"beta1": a, "beta2": b} for a, b in ((0.9, 0.98), (0.8, 0.9), (0.6, 0.8))],
         [{"rates": {"embedding": x, "unembedding": y}} for x in (1.0, 0.3, 0.1)
          for y in (1.0, 0.4)])
-QUICK = dict(axes={"width": AXES["width"][:2]}, rates=RATES[2:4], tokens=4_000, seeds=(0,),
-             grid=GRID[:1], texts=common.FEW_TEXTS)
+QUICK = dict(axes={"width": AXES["width"][:2]}, rates=RATES[2:4], tokens=1_600, seeds=(0,),
+             grid=[GRID[0][2:4]], texts=common.FEW_TEXTS)
 BASE = {**{k: train.BASE[k] for k in ("beta1", "beta2", "eps")}, "weight_decay": 0.1}
 
 

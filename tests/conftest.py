@@ -33,9 +33,13 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         few = functools.partial(score.diversity, repeats=3)  # of everything that takes long
         patch.setattr(score, "diversity", few)
-        for task in ("image-to-text", "speech-to-text"):
-            few = {**sample.DEFAULTS[task], "candidates": 2, "rounds": 1}
-            patch.setitem(sample.DEFAULTS, task, few)
+        few = functools.partial(score.fresh_pictures, tries=2)
+        patch.setattr(score, "fresh_pictures", few)
+        for task, settings in sample.DEFAULTS.items():
+            few = {"candidates": 2, "rounds": 1} if "candidates" in settings else {}
+            if task == "text":
+                few = {"block": 0, "budget": 2.0, "correct": 1}
+            patch.setitem(sample.DEFAULTS, task, {**settings, **few})
         printed = call(train.main, "--run", folder, *TINY, "--score-n", 2)
     torch.set_num_threads(before)
     return folder, printed
@@ -45,3 +49,17 @@ def trained(tmp_path_factory):
 def toy(trained):
     """That run, loaded."""
     return sample.load_run(trained[0], torch.device("cpu"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One candidate in every stage; pictures of questions may be those of the training."""
+    monkeypatch.setattr(score, "fresh_pictures", functools.partial(score.fresh_pictures, tries=2))
+    for task, settings in sample.DEFAULTS.items():
+        monkeypatch.setitem(sample.DEFAULTS, task, {**settings, "candidates": 1})
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Films take most of a tiny run."""
+    monkeypatch.setattr(train, "write_page", lambda folder, run=None: folder / "index.html")

@@ -41,9 +41,6 @@ def batches(seed=0):
 ROWS = batches()(0)
 
 
-# ---- Documents.
-
-
 def test_a_document_by_hand():
     made = STREAM.document("speech-text", [[0, 1, 2, 3], [7, 8]])
     head = [SPECIALS.index("<task speech-text>"), SPECIALS.index("<speech>")]
@@ -73,9 +70,6 @@ def test_texts_are_cut_in_order_and_hide_their_length():
     assert [len(d) for d in made] == [34, 34, 2 + 16]  # 11 codes, an end, 4 more ends
     text = np.concatenate([d[2:] for d in made]) - STREAM.start["text"]
     assert text.tolist() == codes.tolist() + [10] * 5
-
-
-# ---- Rows.
 
 
 def members(kind):
@@ -146,9 +140,6 @@ def test_kinds_have_their_shares_of_the_tokens():
         tokens = count * DOCUMENTS[kind].lengths().mean()
         assert tokens == pytest.approx(4096 * mix[kind] / 4, rel=0.02)
     assert set(data.documents_per_step(DOCUMENTS, mix, 1).values()) == {1}
-
-
-# ---- Noise.
 
 
 def test_times_are_stratified_within_a_kind_and_modes_have_their_shares():

@@ -49,7 +49,7 @@ def test_training_and_resuming_mix_no_devices(optimizer, trained, pretended, tmp
 
 # noise is drawn there as on cuda, or here as for mps, which has no float64
 @pytest.mark.parametrize("noise_there", [True, False])
-def test_sampling_and_the_bound_mix_no_devices(noise_there, trained, pretended):
+def test_sampling_and_the_bound_mix_no_devices(noise_there, trained, quick, pretended):
     if noise_there:
         pretended.setattr(sample.Run, "rows",
                           lambda run, ids: run.stream.describe(ids.to(pretend.DEVICE)))
@@ -62,4 +62,6 @@ def test_sampling_and_the_bound_mix_no_devices(noise_there, trained, pretended):
         few = dict(seed=1, steps=2, candidates=2, rounds=1)
         sample.generate(run, "image-to-text", [np.zeros((32, 32, 3), np.uint8)], **few)
         sample.generate(run, "speech", [None], **few)
+        sample.generate(run, "image-to-speech", [np.zeros((32, 32, 3), np.uint8)], steps=2)
+        sample.generate(run, "speech-to-image", [np.ones(5000, np.float32)], steps=2)
         assert len(score.bounds(run, rounds=1)) == 7

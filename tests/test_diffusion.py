@@ -17,8 +17,6 @@ from worlds import MASK, NOISY, TWINS, WORLD, World, assert_mean
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("linear", "cosine", "poly:0.5", "poly:2")
 
-# ---- Schedules.
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slope_and_weight_of_a_schedule_by_finite_difference(name):
@@ -35,9 +33,6 @@ def test_slope_and_weight_of_a_schedule_by_finite_difference(name):
         np.testing.assert_allclose(weight[:, 0], -slope / masked, rtol=1e-7)
         _, weight = d.noise_levels(ends, torch.full((2, 1), NOISED), schedule, complement)
         assert weight.isfinite().all()
-
-
-# ---- The bound.
 
 
 def any_order(world, x, among, absent=()):
@@ -124,9 +119,6 @@ def test_rows_that_are_alike_get_the_same_masks():
                                rounds=2, alike=copies)
     assert torch.equal(nats[3], nats[1].repeat_interleave(3))
     assert len(nats[1].unique()) == 4
-
-
-# ---- The loss in expectation.
 
 
 def estimates(world, x, schedule, complement, role, member, n=40_000):

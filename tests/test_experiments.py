@@ -1,7 +1,9 @@
 """The studies: quick forms run, fits find known laws, errors and extents by hand."""
+import dataclasses
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,6 @@ import common
 import film
 import hear
 import laws
-import mixing
 import passages
 import real
 import scaling
@@ -26,8 +27,6 @@ from common import data, files, sample, score, train
 from runs import call
 
 from sources import judges, toyworld
-
-# ---- Quick forms. All share two worlds, which are made once.
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,22 +46,25 @@ def quick(name, *argv):
 
 
 @pytest.fixture
-def unrendered(monkeypatch):
-    """Figures are drawn, but not made files of, which would take as long as small studies."""
+def brief(monkeypatch):
+    """Figures are drawn, but not made files of, which would take as long as small studies. Pictures
+    of questions may be those of the training."""
+    monkeypatch.setattr(score, "fresh_pictures", partial(score.fresh_pictures, tries=2))
     if importlib.util.find_spec("matplotlib"):
         for name in ("tight_layout", "savefig"):
             monkeypatch.setattr(f"matplotlib.figure.Figure.{name}", lambda *args, **options: None)
 
 
-@pytest.mark.parametrize("name", ["process", "transfer", "batch_size", "complement", "schedules",
-                                  "busy", "autoregression", "masking_pairs", "scaling", "mixing"])
-def test_quick_forms_run(name, capsys, unrendered):
-    quick(name)
+@pytest.mark.parametrize("name", [
+    "process", "transfer", "batch_size", "complement", "schedules", "busy", "autoregression",
+    "masking_pairs", "scaling", "mixing", "sampling", "passages"])
+def test_quick_forms_run(name, trained, capsys, brief):
+    quick(name, *(("--run", str(trained[0])) if name in ("sampling", "passages") else ()))
     out = capsys.readouterr().out
     assert "nan" not in out and "wrote" in out
 
 
-def test_recipes_differ_by_one_change_an_arm():
+def test_recipes_differ_by_one_change_an_arm(brief):
     """From train.py's one recipe to the other, at the same tokens of each kind and steps."""
     import recipes
     arms = list(recipes.path_of_settings().values())
@@ -88,17 +90,6 @@ def test_coordinates_stay_of_one_size_under_completep_alone():
         assert max(steep["hidden change"], steep["logits change"]) > 0.3
 
 
-def test_whole_documents_give_every_kind_its_share():
-    _, _, documents, _ = common.world(common.trial(**common.FEW_PAIRS))
-    for mix in mixing.MIXES + mixing.LEFT_OUT:
-        shares = {kind: share for kind, share in zip(common.KINDS, mix) if share}
-        learnt = {kind: documents[kind][0] for kind in shares}
-        counts = data.documents_per_step(learnt, shares, mixing.BATCH)
-        tokens = {kind: n * learnt[kind].lengths().mean() for kind, n in counts.items()}
-        for kind, share in shares.items():
-            assert tokens[kind] / sum(tokens.values()) == pytest.approx(share, rel=0.03)
-
-
 def test_tokens_are_those_that_went_through_the_network():
     """Against the documents themselves."""
     of = common.trial(tokens=3_000, batch_tokens=1_500, mix={"text": 0.5, "image-text": 0.5},
@@ -115,18 +106,11 @@ def test_tokens_are_those_that_went_through_the_network():
 def test_twin_in_bits_a_character(tmp_path):
     """Bits a character are nats a token times tokens over characters."""
     path = tmp_path / "a.txt"
-    lines = [f"line {n}: so long as men can breathe or eyes can see\n" for n in range(120)]
-    path.write_text("".join(lines), encoding="utf-8")
+    lines = "".join(f"line {n}: as long as men can breathe or eyes can see\n" for n in range(120))
+    path.write_text(lines, encoding="utf-8")
     result = quick("twin", "--text", str(path))
-    assert 0 < result["characters"] < len("".join(lines)) / 5
-    for cell in result["last"].values():
-        assert 0 < cell[0] < 8
-
-
-@pytest.mark.parametrize("name", ["sampling", "passages"])
-def test_quick_forms_on_a_run(name, trained, capsys, unrendered):
-    quick(name, "--run", str(trained[0]))
-    assert "nan" not in capsys.readouterr().out
+    assert 0 < result["characters"] < len(lines) / 5
+    assert all(0 < cell[0] < 8 for cell in result["last"].values())
 
 
 def test_film(trained, tmp_path, monkeypatch):
@@ -145,9 +129,6 @@ def test_clips_of_a_run(toy, tmp_path):
     assert all((tmp_path / entry["file"]).stat().st_size > 44 for entry in entries)
 
 
-# ---- Trials.
-
-
 def test_a_trial_is_kept_and_not_computed_again(tmp_path, monkeypatch):
     path = tmp_path / "x-runs.json"
     computed = []
@@ -156,14 +137,13 @@ def test_a_trial_is_kept_and_not_computed_again(tmp_path, monkeypatch):
     common.run_all(path, trials)
     common.run_all(path, trials[:1])
     assert [of.config.seed for of in computed] == [0, 1]
-    kept = files.read_json(path)
-    files.write_json(path, {**kept, "form": "another"})  # other defaults: nothing is reused
+    files.write_json(path, {**files.read_json(path), "form": "another"})  # nothing is reused
     common.run_all(path, trials[:1])
     assert len(computed) == 3
 
 
-def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens():
-    """held_out against a loop over positions."""
+def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens(monkeypatch):
+    """held_out against a loop over positions. The bound has the nats of the texts' extents, too."""
     of = common.trial(shape={"width": 64, "depth": 1, "causal": True}, **common.FEW_TEXTS)
     _, run = common.start(of)
     nats, _ = common.held_out(run, "text")
@@ -176,16 +156,12 @@ def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens():
         total -= logits[b, at - 1, low:high].log_softmax(0)[ids[b, at] - low].item()
         count += 1
     assert nats == pytest.approx(total / count, rel=1e-4)
-
-
-def test_the_bound_of_texts_has_the_nats_of_their_extents(monkeypatch):
-    _, run = common.start(common.trial(shape={"width": 64, "depth": 1}, **common.FEW_TEXTS))
-    tokens = run.documents["text"][1].lengths() - data.HEAD
+    run.net.config = dataclasses.replace(run.net.config, causal=False)
     found = []
-    for nats in (0, 7):  # a text
-        monkeypatch.setattr(score, "extent_nats", lambda run, extents: np.full(len(extents), nats))
+    for extra in (0, 7):  # a text
+        monkeypatch.setattr(score, "extent_nats", lambda run, tokens: np.full(len(tokens), extra))
         found.append(common.held_out(run, "text")[0])
-    assert found[1] - found[0] == pytest.approx(7 / tokens.mean())
+    assert found[1] - found[0] == pytest.approx(7 * len(ids) / count)
 
 
 def test_the_batch_rule_carries_tuned_settings_as_it_carries_its_own_base():
@@ -200,31 +176,25 @@ def test_the_batch_rule_carries_tuned_settings_as_it_carries_its_own_base():
     assert fixed["muon_lr"] == pytest.approx(2 * tuned["muon_lr"])
 
 
-# ---- Errors.
-
-
 def test_errors_are_the_larger_of_spread_and_samples():
-    """Shares: two cells of two seeds. Own errors are 0.05. Cell a's seeds differ by 0 and cell b's
-    by 0.2, variance 0.02: pooled ratio (0 + 0.02 / 0.0025) / 2 = 4, so errors are twice the own
-    ones, and b's own spread is larger still."""
+    """Cell a's seeds differ by 0 and cell b's by 0.2, variance 0.02: pooled ratio
+    (0 + 0.02 / 0.0025) / 2 = 4, so errors are twice the own ones, and b's own spread is larger."""
     cells = {"a": [[0.5, 0.05, 100], [0.5, 0.05, 100]], "b": [[0.4, 0.05, 100], [0.6, 0.05, 100]]}
     made = common.with_errors(cells)
     assert made["a"] == pytest.approx([0.5, 0.1 / 2 ** 0.5, 200])
     assert made["b"] == pytest.approx([0.5, 0.02 ** 0.5 / 2 ** 0.5, 200])
     alike = {"a": [[0.5, 0.05, 100], [0.5, 0.05, 100]]}
     assert common.with_errors(alike)["a"][1] == pytest.approx(0.05 / 2 ** 0.5)  # never 0
-
-
-def test_errors_on_the_same_held_out_documents_are_those_of_the_seeds():
+    # on the same held-out documents: those of the seeds, variances 0 and 0.02: pooled 0.01
     cells = {"a": [[1.0, 0.5], [1.0, 0.5]], "b": [[2.0, 0.5], [2.2, 0.5]]}
-    made = common.with_errors(cells)  # variances 0 and 0.02: pooled 0.01
+    made = common.with_errors(cells)
     assert made["a"] == pytest.approx([1.0, 0.1 / 2 ** 0.5])
     assert made["b"] == pytest.approx([2.1, 0.02 ** 0.5 / 2 ** 0.5])
     assert common.with_errors({"a": [[1.0, 0.5]]})["a"] == [1.0, 0.5]  # one seed
     assert common.with_errors({"a": [[np.inf, 0.0], [1.0, 0.1]]})["a"][0] == np.inf
 
 
-def test_several_runs_make_one_table(tmp_path, capsys):
+def test_several_runs_make_one_table(tmp_path):
     for n, said in enumerate((0.5, 0.7)):
         cell = {"n": 50, "all": said, "all_stderr": 0.07, "whole phrase": 1.0,
                 "whole phrase_stderr": 0.0}
@@ -240,9 +210,6 @@ def test_several_runs_make_one_table(tmp_path, capsys):
     assert "| bound, text: text | 0.400 ± 0.010 | 0.400, 0.400 |" in table
 
 
-# ---- Laws.
-
-
 def test_scaling_law_and_frontier_are_found_again():
     N = np.repeat([1.3e4, 5e4, 2e5, 8e5], 4)
     D = np.tile([9e4, 2e5, 5e5, 1.5e6], 4)
@@ -256,9 +223,8 @@ def test_scaling_law_and_frontier_are_found_again():
 
 
 def test_mixture_law_predicts_a_mix_that_was_left_out():
-    h = [(1, 0, 0), (.5, .5, 0), (.5, 0, .5), (.34, .33, .33), (.6, .2, .2), (.2, .6, .2),
-         (.2, .2, .6)]
-    h = np.array(h * 2)
+    h = np.array([(1, 0, 0), (.5, .5, 0), (.5, 0, .5), (.34, .33, .33), (.6, .2, .2),
+                  (.2, .6, .2), (.2, .2, .6)] * 2)
     N = np.full(14, 5e4)
     D = np.repeat([2.5e5, 5e5], 7)
 
@@ -277,9 +243,6 @@ def test_worth_of_others_tokens_is_found_again():
     loss = 0.4 + 0.1 * (own + 0.25 * others) ** -0.5
     found = laws.fit_worth(own, others, loss)
     assert found == pytest.approx({"c": 0.25, "E": 0.4, "B": 0.1, "b": 0.5}, abs=1e-6)
-
-
-# ---- What scripts count.
 
 
 def test_word_errors_of_a_recogniser():
@@ -302,15 +265,14 @@ def test_clips_are_heard_with_and_without_the_prompt(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=Recogniser))
     files.write_bytes(tmp_path / "0.wav", sample.wav(np.full(100, 0.5)))
-    entries = [{"speaker": "model", "split": split, "text": "two", "file": "0.wav"}
-               for split in ("seen", "unseen", "unseen")]
-    files.write_json(tmp_path / "clips.json", entries)
+    files.write_json(tmp_path / "clips.json", [
+        {"speaker": "model", "split": split, "text": "two", "file": "0.wav"}
+        for split in ("seen", "unseen", "unseen")])
     call(hear.main, tmp_path / "clips.json", "--whisper", "tiny")
     groups = files.read_json(tmp_path / "hear.json")["groups"]
     for name, errors in (("knows the world", 0), ("knows English", 1)):
         found = [groups[f"model, {split}"][name] for split in ("seen", "unseen")]
-        assert [group["word_errors"][0] for group in found] == [errors] * 2
-        assert [group["clips"] for group in found] == [1, 2]
+        assert [(of["word_errors"][0], of["clips"]) for of in found] == [(errors, 1), (errors, 2)]
 
 
 def test_a_recogniser_that_knows_the_world_expects_its_pairs_of_words():

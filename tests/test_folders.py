@@ -57,8 +57,6 @@ def refused(read, *args):
     return str(error.value)
 
 
-# ---- Layouts.
-
 CLIP_METADATA = {
     "ids": "c0|one two\nc1|three\n", "endings": "c0.wav|one two\nc1.wav|three\n",
     "LJSpeech": "c0|1 2|one two\nc1|3|three\n", "no raw texts": "c0||one two\nc1||three\n",
@@ -120,38 +118,30 @@ def test_image_folders(case, tmp_path, capsys):
     assert "left aside: 2 .png" in capsys.readouterr().out  # p2 and that of test
 
 
-def test_a_text_beside_each_file(tmp_path):
+def test_every_line_beside_a_picture_is_a_caption_and_of_a_clip_all_are_one(tmp_path):
     pictures(tmp_path, ("P0.JPG", "sub/p1.webp"))
     (tmp_path / "P0.txt").rename(tmp_path / "P0.TXT")
-    write(tmp_path / "sub/p1.txt", "\ufeff  two \r\n")
-    assert folders.read_images([tmp_path]).texts == ["a caption 0", "two"]
-
-
-def test_every_line_beside_a_picture_is_a_caption_and_of_a_clip_all_are_one(tmp_path):
-    pictures(tmp_path)
-    for i in range(2):
-        write(tmp_path / f"p{i}.txt", "one\n\n two \nthree\n")
-        clip(tmp_path / f"p{i}.wav")
+    write(tmp_path / "sub/p1.txt", "\ufeffone\r\n\n two \nthree\n")
+    clip(tmp_path / "sub/p1.wav")
     source = folders.read_images([tmp_path])
-    assert source.texts == ["one", "two", "three"] * 2
+    assert source.texts == ["a caption 0", "one", "two", "three"]
     assert len(set(source.keys)) == 2, "captions of one picture must not be split"
-    assert np.array_equal(source.load([0])[0], source.load([2])[0])
-    assert folders.read_speech([tmp_path]).texts == ["one two three"] * 2
+    assert np.array_equal(source.load([1])[0], source.load([3])[0])
+    assert folders.read_speech([tmp_path]).texts == ["one two three"]
+    pictures(tmp_path / "b", text="other")
+    source = folders.read_images([tmp_path / "b", tmp_path / "sub"])  # in this order
+    assert source.texts == ["other 0", "other 1", "one", "two", "three"]
+    assert [picture[0, 0, 0] for picture in source.load([1, 0])] == [10, 0]
 
 
 @pytest.mark.parametrize("forms", (("NFC", "NFD"), ("NFD", "NFC")))
 def test_names_are_found_however_accents_are_stored(forms, tmp_path):
     stored, typed = (unicodedata.normalize(form, "café") for form in forms)
-    for folder in (tmp_path / "listed", tmp_path / "beside"):
-        pictures(folder, (f"{stored}.png", "p1.png"), None)
-        write(folder / f"{typed}.txt", "coffee")
-        write(folder / "p1.txt", "tea")
-    listed(tmp_path / "listed", {f"{typed}.png": "coffee", "p1.png": "tea"})
-    assert folders.read_images([tmp_path / "listed"]).texts == ["coffee", "tea"]
-    assert folders.read_images([tmp_path / "beside"]).texts == ["coffee", "tea"]
-
-
-# ---- Which files count.
+    pictures(tmp_path, (f"{stored}.png",), None)
+    write(tmp_path / f"{typed}.txt", "coffee")
+    assert folders.read_images([tmp_path]).texts == ["coffee"]
+    listed(tmp_path, {f"{typed}.png": "tea"})
+    assert folders.read_images([tmp_path]).texts == ["tea"]
 
 
 def test_hidden_files_are_not_read_and_copies_have_equal_keys(tmp_path, capsys):
@@ -217,9 +207,6 @@ def test_names_that_are_not_utf8_and_hostile_texts_are_printed_as_text(tmp_path,
     assert printed.encode("utf-8").count(b"\n") == 2 and r"'\x1b[31m red 0'" in printed
 
 
-# ---- Pictures.
-
-
 def test_the_side_is_that_of_most_listed_pictures(tmp_path):
     for i, side in enumerate((50, 50, 50, 1, 400)):
         picture(tmp_path / f"p{i}.png", i, (side, side + 9))
@@ -236,16 +223,12 @@ MODES = {"RGBA": ((255, 0, 0, 0), 255), "L": (100, 100), "LA": ((50, 255), 50), 
          "1": (1, 255), "I;16": (257 * 77, 77)}  # a value, and the red that is read
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_pictures_of_every_mode(mode, tmp_path):
-    value, red = MODES[mode]
-    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
-        Image.new(mode, (6, 6), value).save(path)
-        read = folders.open_picture(path.read_bytes(), 4, 3)
-        assert read.shape == (4, 4, 3) and read[0, 0, 0] == red
-
-
-def test_brightness_is_scaled_where_the_format_says_how(tmp_path):
+def test_pictures_of_every_mode_and_brightness_as_the_format_says(tmp_path):
+    for mode, (value, red) in MODES.items():
+        for path in (tmp_path / "a.png", tmp_path / "a.tif"):
+            Image.new(mode, (6, 6), value).save(path)
+            read = folders.open_picture(path.read_bytes(), 4, 3)
+            assert read.shape == (4, 4, 3) and read[0, 0, 0] == red, (mode, path)
     half = np.full((6, 6), 2048, ">u2").tobytes()
     write(tmp_path / "a.pgm", b"P5 6 6 4095\n" + half)
     assert folders.open_picture(tmp_path / "a.pgm", 4, 1)[0, 0, 0] == 127
@@ -253,9 +236,6 @@ def test_brightness_is_scaled_where_the_format_says_how(tmp_path):
         Image.fromarray(np.ones((6, 6), dtype)).save(tmp_path / "a.tif")
         line = refused(folders.open_picture, tmp_path / "a.tif", 4, 1)
         assert "a.tif: holds floats or 32-bit integers" in line
-
-
-# ---- Recordings.
 
 
 @pytest.mark.parametrize("suffix", (".wav", ".FLAC", ".ogg", ".opus", ".mp3", ".aiff"))
@@ -269,13 +249,10 @@ def test_recordings_of_many_formats(suffix, tmp_path):
     assert 0.25 < np.abs(wave).max() < 0.35
 
 
-def test_clips_are_mixed_down_and_resampled(tmp_path):
+def test_clips_are_mixed_down_and_resampled_and_a_header_need_not_know_the_length(tmp_path):
     clip(tmp_path / "a.wav", np.stack([tone(rate=8000), 0 * tone(rate=8000)], 1), 8000)
     wave = folders.open_clip(tmp_path / "a.wav")
     assert np.abs(wave - 0.5 * tone())[500:-500].max() < 1e-3
-
-
-def test_a_flac_whose_header_knows_no_length(tmp_path):
     clip(tmp_path / "a.flac", tone(seconds=5))
     content = bytearray((tmp_path / "a.flac").read_bytes())
     content[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples, 0 if it is unknown
@@ -283,28 +260,20 @@ def test_a_flac_whose_header_knows_no_length(tmp_path):
     np.testing.assert_allclose(folders.open_clip(bytes(content)), tone(seconds=5), atol=1e-4)
 
 
-BAD_CLIPS = {
-    "one value beyond all": (np.append(tone(), 1e29), "reaches 1e+29"),
-    "integers": (tone() * 32768, "full scale is 1"),
-    "infinite": (np.append(tone(), np.inf), "no numbers"),
-    "not a number": (tone() * np.nan, "no numbers"),
-    "silence": (tone() * 0, "is silent"),
-    "inverse channels": (np.stack([tone(), -tone()], 1), "silent as one channel"),
-    "nearly inverse": (np.stack([tone(), -0.999 * tone()], 1), "silent as one channel"),
-    "too short": (tone()[:1000], "lasts 0.06 s, under 0.1 s"),
-    "too long": (tone(seconds=21), "lasts over 20 s"),
-}
+BAD_CLIPS = [
+    (np.append(tone(), 1e29), "reaches 1e+29"), (tone() * 32768, "full scale is 1"),
+    (np.append(tone(), np.inf), "no numbers"), (tone() * np.nan, "no numbers"),
+    (tone() * 0, "is silent"), (np.stack([tone(), -tone()], 1), "silent as one channel"),
+    (np.stack([tone(), -0.999 * tone()], 1), "silent as one channel"),
+    (tone()[:1000], "lasts 0.06 s, under 0.1 s"), (tone(seconds=21), "lasts over 20 s"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_CLIPS)
-def test_clips_that_cannot_be_used(case, tmp_path):
-    wave, why = BAD_CLIPS[case]
-    clip(tmp_path / "a.wav", wave, subtype="FLOAT")
-    line = refused(folders.open_clip, tmp_path / "a.wav")
-    assert "a.wav: " in line and why in line
-
-
-# ---- Texts.
+def test_clips_that_cannot_be_used(tmp_path):
+    for wave, why in BAD_CLIPS:
+        clip(tmp_path / "a.wav", wave, subtype="FLOAT")
+        line = refused(folders.open_clip, tmp_path / "a.wav")
+        assert "a.wav: " in line and why in line
 
 
 def test_documents_of_files_and_folders(tmp_path, capsys):
@@ -337,30 +306,27 @@ def test_long_texts_are_cut_where_lines_end_and_short_ones_never():
     assert prepare.sections(poems) == poems
 
 
-# ---- Items that cannot be used.
-
-BAD_ITEMS = {
-    "not JSON": ("p0.png, a thing", "metadata.jsonl:2: not {"),
-    "no text": ('{"file_name": "p0.png"}', "metadata.jsonl:2: not {"),
-    "null": ('{"file_name": "p0.png", "text": null}', "metadata.jsonl:2: not {"),
-    "empty": ('{"file_name": "p0.png", "text": " "}', "p0.png: its text is empty"),
-    "long": ('{"file_name": "p0.png", "text": "%s"}' % ("x" * 301), "301 characters, over 300"),
-    "halves": (r'{"file_name": "p0.png", "text": "\ud800"}', "p0.png: its text holds halves"),
-    "NUL": (r'{"file_name": "p0.png", "text": "a\u0000"}', "p0.png: its text holds NUL"),
-    "missing": ('{"file_name": "q.png", "text": "b"}', "q.png: no such file"),
-    "no name": (r'{"file_name": "p\u0000", "text": "b"}', "no such file"),
-    "no picture": ('{"file_name": "x.png", "text": "b"}', "x.png: cannot be read as a picture"),
-}
+BAD_ITEMS = [
+    ("p0.png, a thing", "metadata.jsonl:2: not {"),
+    ('{"file_name": "p0.png"}', "metadata.jsonl:2: not {"),
+    ('{"file_name": "p0.png", "text": null}', "metadata.jsonl:2: not {"),
+    ('{"file_name": "p0.png", "text": " "}', "p0.png: its text is empty"),
+    ('{"file_name": "p0.png", "text": "%s"}' % ("x" * 301), "301 characters, over 300"),
+    (r'{"file_name": "p0.png", "text": "\ud800"}', "p0.png: its text holds halves"),
+    (r'{"file_name": "p0.png", "text": "a\u0000"}', "p0.png: its text holds NUL"),
+    ('{"file_name": "q.png", "text": "b"}', "q.png: no such file"),
+    (r'{"file_name": "p\u0000", "text": "b"}', "no such file"),
+    ('{"file_name": "x.png", "text": "b"}', "x.png: cannot be read as a picture"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_ITEMS)
-def test_items_that_cannot_be_used_are_named(case, tmp_path):
-    row, why = BAD_ITEMS[case]
+def test_items_that_cannot_be_used_are_named(tmp_path):
     pictures(tmp_path, text=None)
     write(tmp_path / "x.png", b"x")
-    write(tmp_path / "metadata.jsonl", '{"file_name": "p1.png", "text": "good"}\n' + row)
-    line = refused(folders.read_images, [tmp_path])
-    assert line.startswith("--images: 1 of 2 items cannot be used (") and why in line
+    for row, why in BAD_ITEMS:
+        write(tmp_path / "metadata.jsonl", '{"file_name": "p1.png", "text": "good"}\n' + row)
+        line = refused(folders.read_images, [tmp_path])
+        assert line.startswith("--images: 1 of 2 items cannot be used (") and why in line
 
 
 def test_faults_of_whole_folders_are_told(tmp_path):
@@ -390,11 +356,3 @@ def test_pictures_need_texts_of_their_own_and_one_cannot_be_held_out(tmp_path):
     pictures(tmp_path / "b" / "copy", ("p0.png",))
     line = refused(lambda: prepare.split(folders.read_images([tmp_path / "b"])))
     assert "two or more" in line
-
-
-def test_folders_are_read_in_order(tmp_path):
-    pictures(tmp_path / "a")
-    pictures(tmp_path / "b", ("p0.png", "p1.png", "p2.png"), "other")
-    source = folders.read_images([tmp_path / "a", tmp_path / "b"])
-    assert source.texts == ["a caption 0", "a caption 1", "other 0", "other 1", "other 2"]
-    assert [picture[0, 0, 0] for picture in source.load([4, 0])] == [20, 0]

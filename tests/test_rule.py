@@ -15,9 +15,6 @@ def settings(kappa, **changes):
     return train.batch_rule(kappa * B, D, train.Config(**changes))
 
 
-# ---- Numbers.
-
-
 def test_kappa_has_the_known_values(monkeypatch):
     """Values computed apart, for a base of 13e9 tokens in batches of 256. And gamma 0: Malladi et
     al., by the batch alone. gamma 1: Complete(d)P, m_B / m_D."""

@@ -17,13 +17,7 @@ import train
 from sources import prepare
 from tools import score
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch):
-    """Films take most of a tiny run."""
-    monkeypatch.setattr(train, "write_page", lambda folder, run=None: folder / "index.html")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_page")
 
 
 @pytest.fixture
@@ -39,8 +33,6 @@ def refused(main, *flags, status=(2,)):
     return errors
 
 
-# ---- Wrong flags and prompts.
-
 FLAGS = {  # value: what is told of it
     "--device abacus": "--device", "--modes jont=1": "--modes: no 'jont'; choose from joint, ",
     "--modes joint=0": "--modes", "--mix text=lots": "--mix: invalid name=value,name=value",
@@ -53,6 +45,7 @@ FLAGS = {  # value: what is told of it
     '--speech-tokenizer {"stride":3}': "--speech-tokenizer: stride 3",
     '--image-tokenizer {"colours":1}': "--image-tokenizer", "--keep-tokenizers": "unrecognized",
     '--image-tokenizer {"side":64}': "--image-tokenizer", "--schedule poly:0": "--schedule",
+    "--recipe best": "--recipe: 'best': choose from tuned, paper",
     "--seed 10000000000": "--seed: 10000000000 is not from 0 to 1e+09",
     "--resume": "--resume: {run} holds no run; start one with python train.py --run {run}",
 }
@@ -70,6 +63,8 @@ PROMPTS = [
     (["text-to-smell"], 2, "invalid choice: 'text-to-smell'"),
     (["text-to-image"], 2, "text-to-image needs a prompt: a text"),
     (["text-to-image", " "], 2, "needs a prompt"), (["image", "a red circle"], 2, "no prompt"),
+    (["speech-to-image"], 2, "speech-to-image needs a prompt: a speech"),
+    (["speech-to-image", "a.wav", "--budget", "1"], 2, "another sampler: speech-to-image is"),
     (["text-to-image", "red " * 60], 1, "does not fit into"),
     (["text", "red " * 200], 2, "shorten it"),
     (["image-to-text", "nowhere.png"], 2, "nowhere.png: no such file"),
@@ -111,9 +106,6 @@ def test_errors_of_the_system_are_told_in_a_line():
                         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "--micro-batch"),
                         (KeyError("a"), "KeyError: 'a' (--debug shows where)")):
         assert line in files.message(error)
-
-
-# ---- Damaged, lost and foreign files.
 
 
 def damage(path, how):
@@ -171,9 +163,6 @@ def test_files_cannot_run_code(copy, tmp_path):
         assert not (tmp_path / "owned").exists()
 
 
-# ---- Folders: a run removes and replaces what a run wrote, nothing else.
-
-
 def contents(folder):
     """{path: bytes} of all files below a folder."""
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -189,7 +178,6 @@ NO_RUNS = {
     "a site": {"index.html": "my home page", "config.json": '{"my": 1}', "scores.json": "[1]"},
     "a list": {"config.json": '["layout_version"]', "index.html": "a"},
     "no JSON": {"config.json": "layout_version = 7", "scores.json": "{}"},
-    "a checkpoint": {"checkpoint.pt": "weights"},
     "a home": {".bashrc": "alias ll=ls", "Documents/a.txt": "a"},
     "a lock of others": {"lock": "", "lock.txt": "a"},
 }
@@ -210,12 +198,15 @@ def test_a_folder_that_no_run_made_is_left_as_it_is(case, tmp_path, monkeypatch)
 MINE = {"old/thesis.txt": "three years of work", "notes.txt": "a", "cache/b.txt": "b"}
 
 
-def test_a_persons_files_in_a_run_folder_stay_and_a_killed_start_may_be_made_again(
+def test_a_persons_files_stay_one_training_writes_and_a_killed_start_may_be_made_again(
         copy, trained, monkeypatch):
     written(copy, MINE)
     before = contents(copy)
     flags = ("--run", copy, *TINY, "--score-n", 0)
     assert "--resume goes on with it, --overwrite replaces it" in refused(train.main, *flags)
+    with files.sole_writer(copy):
+        for given in ("--resume", "--overwrite"):
+            assert "another training" in refused(train.main, *flags, given)
     assert contents(copy) == before
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(prepare, "encode", lambda *a: sys.exit("killed"))
@@ -244,14 +235,6 @@ def test_a_kill_at_any_file_of_a_start_leaves_a_run_or_nothing(copy, tmp_path, m
     assert {p.name for p in copy.iterdir()} == {"config.json", "lock"}
     written(tmp_path / "first", {"config.json.tmp": '{"lay', "lock": ""})
     train.check_folder(tmp_path / "first", train.Config(run="first"))
-
-
-def test_two_trainings_in_one_folder_are_refused(copy):
-    with files.sole_writer(copy):
-        before = contents(copy)
-        for given in (("--resume",), ("--overwrite",)):
-            assert "another training" in refused(train.main, "--run", copy, *TINY, *given)
-        assert contents(copy) == before
 
 
 def test_a_reader_that_goes_away_ends_a_script_quietly():

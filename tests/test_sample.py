@@ -29,9 +29,6 @@ def content(run, kind, modality, ids):
     return ids[at].view(len(ids), -1)
 
 
-# ---- Settings.
-
-
 def test_another_sampler_drops_what_only_the_default_one_has():
     assert sample.settings_for("speech", steps=None) == DEFAULTS["speech"]
     assert sample.settings_for("speech", steps=3) == {**DEFAULTS["speech"], "steps": 3}
@@ -43,9 +40,6 @@ def test_the_network_has_the_averaged_weights(toy):
     average = files.load(toy.folder / "checkpoint.pt")["average"]
     assert all(torch.equal(p, w) for p, w in zip(toy.net.parameters(), average, strict=True))
     assert not toy.net.training
-
-
-# ---- All tasks.
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -61,8 +55,7 @@ def test_what_is_given_stays_and_what_is_made_is_in_range(task, toy):
     assert torch.equal(made.film[0], ids) and torch.equal(made.film[-1], made.ids)
     given = ids != MASK
     assert all(torch.equal(frame[given], truth[given]) for frame in made.film)
-    assert set(made.outputs) == set(KINDS[kind])
-    assert all(len(outputs) == 3 for outputs in made.outputs.values())
+    assert {m: len(items) for m, items in made.outputs.items()} == dict.fromkeys(KINDS[kind], 3)
     again = sample.answer(toy, task, ids, 5, **few)
     assert torch.equal(again.ids, made.ids) and again.nfe == made.nfe > 0
     assert not torch.equal(sample.answer(toy, task, ids, 6, **few).ids, made.ids)
@@ -90,10 +83,6 @@ def test_guidance_and_candidates_are_paid_for(toy):
     assert 3 * 2 * 4 < best.nfe <= 3 * (2 * 4 + 2 * 5) and len(best.outputs["image"]) == 2
     of_nothing = [sample.generate(toy, "text", [None], length=8, guidance=g) for g in (0.0, 9.0)]
     assert of_nothing[0].nfe == of_nothing[1].nfe
-    start = sample.punch(toy, "image-text", none.ids, "image")
-    plain = sample.fill(toy, "image-text", start, seed=1, steps=4, temperature=1.0,
-                        choice_temperature=DEFAULTS["text-to-image"]["choice_temperature"])
-    assert torch.equal(plain.ids, none.ids)
 
 
 def test_the_candidate_that_fits_its_prompt_is_taken():
@@ -144,23 +133,15 @@ def test_many_prompts_are_filled_in_pieces(toy):
     assert set(made.outputs) == {"text"} and 1 <= made.nfe <= 2
 
 
-def test_misspelt_and_foreign_options_are_refused(toy):
-    for name in ("temprature", "eta"):
-        with pytest.raises(TypeError, match=name):
-            sample.generate(toy, "text-to-speech", ["two"], **{name: 0.1})
-
-
 def test_tasks_that_a_run_does_not_know_are_refused(toy, monkeypatch):
     known = {kind: slots for kind, slots in toy.stream.slots.items() if kind != "image-text"}
     monkeypatch.setattr(toy.stream, "slots", known)
     monkeypatch.setattr(sample, "load_run", lambda *given: toy)
-    for command in (["image"], ["image-to-text", "no.png"], ["infill", __file__]):
+    for command in (["image"], ["image-to-text", "no.png"], ["infill", __file__],
+                    ["image-to-speech", "no.png"], ["speech-to-image", "no.wav"]):
         status, errors = told(sample.main, *command)
         assert status == 2 and errors.count("\n") == 1
         assert f"{command[0]}: this run was not trained on image-text; it knows text, " in errors
-
-
-# ---- Texts.
 
 
 def test_texts_of_several_lengths_see_nothing_of_each_other(toy, monkeypatch):
@@ -189,17 +170,6 @@ def test_extents_are_drawn_as_in_training(toy, monkeypatch):
     assert (sample.drawn_extents(toy, np.full(2, 24), 3) == toy.stream.slots["text"][0]).all()
 
 
-def test_a_text_goes_on_from_its_prompt(toy):
-    made = sample.generate(toy, "text", ["the red circle", ""], seed=2, length=16, correct=2)
-    assert made.outputs["text"][0].startswith("the red circle")
-    assert made.ids.shape == (2, HEAD + 16)
-    hostile = sample.generate(toy, "text-to-image", ["ß红🟥"], steps=2, candidates=1)
-    assert hostile.outputs["text"] == ["ß红🟥"]
-
-
-# ---- Holes.
-
-
 def test_a_hole_in_a_text_leaves_what_is_around_it(toy):
     before, after = toy.tokenizers["text"].encode(["the red circle is", " the blue square."])
     made = sample.infill_text(toy, "the red circle is ___ the blue square.", 3, 2, 0, {})
@@ -214,15 +184,6 @@ def test_a_hole_in_a_text_leaves_what_is_around_it(toy):
 
 
 def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(toy, monkeypatch):
-    picture = np.full((32, 32, 3), 200, np.uint8)
-    codes = toy.tokenizers["image"].encode([picture])[0]
-    for caption in (None, RED):
-        made = sample.infill_file(toy, "image", picture, (0.5, 1), caption, 2, 0, {"steps": 3})
-        ids = content(toy, "image-text", "image", made.ids)
-        kept = toy.stream.to_ids("image", codes)[:11]  # three colours, the upper eight squares
-        assert ids[:, :11].tolist() == [kept.tolist()] * 2 and not (ids == MASK).any()
-        assert len(made.outputs["text"]) == 2 and len(made.outputs["image"]) == 2
-    assert made.outputs["text"] == [RED] * 2
     order = []
     real = sample.fill
 
@@ -231,9 +192,11 @@ def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(toy, monkeypat
         return real(run, kind, ids, targets, *args, **settings)
 
     monkeypatch.setattr(sample, "fill", spy)
-    sample.infill_file(toy, "image", picture, (0.5, 1), None, 1, 0, {"steps": 3})
+    given = (toy, "image", np.full((32, 32, 3), 200, np.uint8), (0.5, 1), None, 2, 0, {"steps": 3})
+    made = sample.infill_file(*given)
+    assert len(made.outputs["text"]) == len(made.outputs["image"]) == 2
     monkeypatch.setitem(toy.config["config"], "modes", {"joint": 1.0})  # no picture was seen alone
-    sample.infill_file(toy, "image", picture, (0.5, 1), None, 1, 0, {"steps": 3})
+    sample.infill_file(*given)
     assert order == [("image",), ("text",), ("image", "text")]
 
 
@@ -261,30 +224,21 @@ def test_nothing_ends_before_given_content(toy, monkeypatch):
     assert lower[0].nonzero()[:, 0].tolist() == list(range(2, 11))
 
 
-def test_a_hole_is_a_share_of_what_is_no_palette(toy, monkeypatch):
-    asked = []
-
-    def fill(run, kind, rows, *rest, **settings):
-        asked.append((rows[0] == MASK).nonzero()[:, 0].tolist())
-
-    monkeypatch.setattr(sample, "fill", fill)
-    picture = np.zeros((32, 32, 3), np.uint8)
-    for share in ((0.5, 1), (0, 1)):
-        sample.infill_file(toy, "image", picture, share, RED, 1, 0, {})
-    assert asked[0] == list(range(2 + 11, 2 + 19))  # the lower two of four rows of squares
-    assert asked[1] == list(range(2 + 3, 2 + 19))
-    step = toy.tokenizers["speech"].config.step
-    sample.infill_file(toy, "speech", np.ones(8 * step), (0.5, 1), "a", 1, 0, {})
-    groups = toy.tokenizers["speech"].groups
-    assert asked[2] == list(range(2 + 4 * groups, 2 + 8 * groups))  # the end stays
+def test_a_hole_is_a_share_of_what_is_no_palette_and_no_end(toy, monkeypatch):
+    monkeypatch.setattr(sample, "fill", lambda run, kind, rows, *rest, **settings:
+                        (rows[0] == MASK).nonzero()[:, 0].tolist())
+    speech = toy.tokenizers["speech"]
+    picture, clip = np.zeros((32, 32, 3), np.uint8), np.ones(8 * speech.config.step)
+    for modality, item, share, first, last in (  # three colours, four rows of four squares
+            ("image", picture, (0, 1), 3, 19), ("image", picture, (0.5, 1), 11, 19),
+            ("speech", clip, (0.5, 1), 4 * speech.groups, 8 * speech.groups)):
+        asked = sample.infill_file(toy, modality, item, share, "a", 1, 0, {})
+        assert asked == list(range(HEAD + first, HEAD + last))
 
 
 def test_an_empty_clip_becomes_one_step(toy):
     waves = toy.tokenizers["speech"].decode([np.zeros(0, np.int32)])
     assert 0 < len(waves[0]) <= 2 * toy.tokenizers["speech"].config.step
-
-
-# ---- The command line.
 
 
 def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
@@ -318,7 +272,7 @@ def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
     assert printed.startswith("the red circle is")
 
 
-def test_options_of_other_samplers_are_refused_before_anything_is_read():
+def test_options_of_other_samplers_are_refused_before_anything_is_read(toy):
     confidence = "sampled by confidence, whose options are --steps, --grid, --choice-temperature\n"
     for command, wanted in (
             (["image", "--budget", 1], "--budget is of another sampler: image is " + confidence),
@@ -330,11 +284,8 @@ def test_options_of_other_samplers_are_refused_before_anything_is_read():
         status, errors = told(sample.main, *command, "--run", "nowhere")
         assert status == 2 and wanted in errors and errors.count("\n") == 1
     sample.check_options("image", {"sampler": "entropy", "budget": 1.0, "steps": None}, True)
-
-
-def test_options_of_other_samplers_are_refused_where_a_hole_is_filled(toy):
     for prompt, name in (("a ___", "text is"), (__file__, "text-to-image is")):
         status, errors = told(sample.main, "infill", prompt, "--run", toy.folder, "--eta", 0.5)
         assert status == 2 and f"--eta is of another sampler: {name} sampled by" in errors
-        status, errors = told(sample.main, "infill", prompt, "--run", toy.folder, "--rounds", 5)
-        assert status == 2 and "--rounds is of tasks with a prompt" in errors
+    assert "--rounds is of tasks" in told(sample.main, "infill", prompt, "--run", toy.folder,
+                                          "--rounds", 5)[1]

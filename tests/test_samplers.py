@@ -8,22 +8,17 @@ import pytest
 import torch
 
 import diffusion as d
-from worlds import MASK, TWINS, WORLD, World, assert_law, assert_mean, random_joint, tv
+from worlds import MASK, TWINS, WORLD, World, assert_law, assert_mean, random_joint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 named = partial(pytest.mark.parametrize, "options", ids=str)
 
-# ---- Exact samplers, and Markov chains.
-
 
 @named([
-    dict(sampler="first-hitting"),
-    dict(sampler="entropy", budget=0.0),
+    dict(sampler="first-hitting"), dict(sampler="entropy", budget=0.0),
     dict(sampler="entropy", budget=0.0, block=1),
-    dict(sampler="ancestral", grid="linear", steps=200),
-    dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6),
-    dict(sampler="remdm", steps=300, eta=0.02),
-])
+    dict(sampler="ancestral", grid="linear", steps=200), dict(sampler="remdm", steps=300, eta=0.02),
+    dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6)])
 def test_exact_samplers_reproduce_the_joint_and_its_conditionals(options):
     """With the middle token given, the law is the joint divided by that token's share."""
     rows = 6000 if options.get("steps", 1) > 100 else 20_000
@@ -62,27 +57,22 @@ def cosine_rates(steps):
     return [math.cos(math.pi / 2 * k / steps) for k in range(steps)] + [0.0]
 
 
-@named([
-    dict(sampler="ancestral", steps=1),
-    dict(sampler="ancestral", steps=3),
-    dict(sampler="remdm", eta=0.0, steps=2),
-    dict(sampler="remdm", eta=0.3, steps=2),
-    dict(sampler="remdm", eta=0.3, steps=6),
-])
+@named([dict(sampler="ancestral", steps=3), dict(sampler="remdm", eta=0.0, steps=2),
+        dict(sampler="remdm", eta=0.3, steps=6)])
 def test_few_steps_have_the_law_of_their_markov_chain(options):
     law = chain(WORLD, cosine_rates(options["steps"]), options.get("eta", 0))
     x, _, _ = WORLD.sample(20_000, seed=2, **options)
     assert_law(WORLD.counts(x), law)
 
 
-def test_two_twins_in_K_steps_have_the_error_of_the_docstring():
+def test_two_twins_in_K_steps_have_the_error_of_the_docstring_and_no_idle_call():
     """They fall into the same step with probability 1/K, then disagree half of the time."""
     for K in (1, 2, 10):
         x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=K, seed=5)
         assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / (2 * K))
-
-
-# ---- Entropy.
+    _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
+    calls = sum((before != after).any(1) for before, after in zip(film, film[1:]))
+    assert len(film) == 101 and torch.equal(nfe, calls)  # none where nothing is revealed
 
 
 @pytest.mark.parametrize("budget, block", [(0.0, 0), (0.6, 0), (100.0, 0), (100.0, 1), (0.6, 2)])
@@ -102,9 +92,6 @@ def test_entropy_reveals_the_longest_prefix_within_the_budget(budget, block):
         while count < len(hidden) and entropy[order[:count]].sum() <= budget:
             count += 1  # the sum leaves out the next one, the largest
         assert set(np.flatnonzero(before != after)) == set(hidden[order[:count]])
-
-
-# ---- Confidence.
 
 
 def greedy_law(world, state):
@@ -136,7 +123,7 @@ def test_greedy_confidence_is_biased_even_with_an_exact_network():
         x, _, _ = world.sample(20_000, sampler="confidence", grid="linear", steps=world.L,
                                seed=10, choice_temperature=0.0)
         assert_law(world.counts(x), law)
-        assert tv(law, world.p) > 0.1
+        assert np.abs(law - world.p).sum() > 0.2  # twice the total variation
 
 
 def test_noise_of_confidence_is_annealed_gumbel():
@@ -170,18 +157,10 @@ def test_confidence_leaves_exactly_the_whole_part_masked():
             assert torch.equal((frame == MASK).sum(1), want)
 
 
-# ---- What holds for every sampler.
-
-ALL = [
-    dict(sampler="ancestral", steps=12),
-    dict(sampler="ancestral", grid="poly:2", steps=3),
-    dict(sampler="first-hitting"),
-    dict(sampler="confidence", steps=7),
-    dict(sampler="confidence", grid="poly:2", steps=40, choice_temperature=0.0),
-    dict(sampler="remdm", steps=12, eta=0.3),
-    dict(sampler="entropy"),
-    dict(sampler="entropy", block=2, correct=2),
-]
+ALL = [dict(sampler="ancestral", grid="poly:2", steps=3), dict(sampler="first-hitting"),
+       dict(sampler="confidence", steps=7), dict(sampler="remdm", steps=12, eta=0.3),
+       dict(sampler="confidence", grid="poly:2", steps=40, choice_temperature=0.0),
+       dict(sampler="entropy"), dict(sampler="entropy", block=2, correct=2)]
 
 
 @named(ALL)
@@ -213,12 +192,6 @@ def test_contracts_of_sampling(options):
         assert not torch.equal(y, draw(seed=17)[0])
 
 
-def test_no_call_where_nothing_is_revealed():
-    _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
-    calls = sum((before != after).any(1) for before, after in zip(film, film[1:]))
-    assert len(film) == 101 and torch.equal(nfe, calls)
-
-
 @named(ALL)
 def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked(options):
     """Although the network prefers others. All that are allowed occur."""
@@ -238,13 +211,9 @@ def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked
 
 def test_grids_fall_from_one_to_zero():
     assert d.mask_rates("poly:2", 2) == [1.0, 0.25, 0.0]
-    rates = d.mask_rates("cosine", 9)
-    assert rates[0] == 1 and rates[-1] == 0 and all(a > b for a, b in zip(rates, rates[1:]))
+    assert d.mask_rates("cosine", 9) == pytest.approx(cosine_rates(9))
     with pytest.raises(ValueError, match="choose linear"):
         WORLD.sample(2, grid="sine")
-
-
-# ---- Repair.
 
 
 def test_repair_mends_what_independent_draws_broke():
@@ -273,9 +242,6 @@ def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
     assert (x == torch.tensor([2, 1])).all()  # given tokens stay, however unlikely
 
 
-# ---- Guidance.
-
-
 def guided(conditional, unconditional, w):
     p = conditional ** (1 + w) * unconditional ** -w
     return p / p.sum(-1, keepdims=True)
@@ -299,9 +265,6 @@ def test_guidance_over_two_tokens_in_random_order():
     assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == 2], law.ravel())
 
 
-# ---- Temperature, top-k, top-p, noise.
-
-
 def test_temperature_and_top_k_have_the_closed_form():
     world = World([0.4, 0.3, 0.2, 0.1])
     for options, law in ((dict(temperature=0.5), world.p ** 2),
@@ -313,21 +276,19 @@ def test_temperature_and_top_k_have_the_closed_form():
     assert (x == 1).all()
 
 
-@pytest.mark.parametrize("options, kept", [
-    ({}, [0, 1, 2, 3, 4]), (dict(top_k=1), [1]), (dict(top_k=3), [0, 1, 3]),
-    (dict(top_k=9), [0, 1, 2, 3, 4]),
-    (dict(top_k=4), [0, 1, 2, 3, 4]),   # a tie for the last place: both stay
-    (dict(top_p=0.5), [1]),             # exactly reached: no more
-    (dict(top_p=0.51), [1, 3]), (dict(top_p=0.76), [0, 1, 3]),
-    (dict(top_p=1e-9), [1]),            # never empty
-    (dict(top_k=2, top_p=0.6), [1]),    # of {1/2, 1/4} the first holds 2/3
-])
-def test_top_k_and_top_p_keep_the_right_ids(options, kept):
+def test_top_k_and_top_p_keep_the_right_ids():
     p = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625])
     rows = torch.stack((p, p.roll(2))).log()  # each row by itself
-    filtered = d.filter_logits(rows, **options)
-    assert filtered[0].isfinite().nonzero()[:, 0].tolist() == kept
-    assert torch.equal(filtered[0].roll(2), filtered[1])
+    for options, kept in (
+            (dict(top_k=1), [1]), (dict(top_k=3), [0, 1, 3]), (dict(top_k=9), [0, 1, 2, 3, 4]),
+            (dict(top_k=4), [0, 1, 2, 3, 4]),   # a tie for the last place: both stay
+            (dict(top_p=0.5), [1]),             # exactly reached: no more
+            (dict(top_p=0.51), [1, 3]), (dict(top_p=0.76), [0, 1, 3]),
+            (dict(top_p=1e-9), [1]),            # never empty
+            (dict(top_k=2, top_p=0.6), [1])):   # of {1/2, 1/4} the first holds 2/3
+        filtered = d.filter_logits(rows, **options)
+        assert filtered[0].isfinite().nonzero()[:, 0].tolist() == kept, options
+        assert torch.equal(filtered[0].roll(2), filtered[1])
 
 
 def test_proposals_come_with_the_networks_own_probability_and_entropy():

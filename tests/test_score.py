@@ -10,15 +10,12 @@ from runs import call
 import data
 import files
 import sample
-from data import HEAD, KINDS, MASK
+from data import KINDS, MASK
 from sample import ACROSS, TASKS
 from sources import toyworld
 from tools import score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# ---- The bound.
 
 
 @torch.inference_mode()
@@ -49,11 +46,12 @@ def by_chain_rule(run, kind, members, document, orders):
 def test_the_bound_is_that_of_the_chain_rule(kind, direction, toy, monkeypatch):
     members = score.directions(kind)[direction]
     monkeypatch.setattr(toy.stream, "slots", {kind: toy.stream.slots[kind]})
-    monkeypatch.setattr(score, "extent_nats", lambda run, extents: 0.0)
+    monkeypatch.setattr(score, "extent_nats", lambda run, extents: 100.0 + 0 * extents)
     found = [score.bounds(toy, documents=3, rounds=12, seed=seed) for seed in range(6)]
     found = np.array([b[f"{kind}: {direction}"]["nats_per_document"] for b in found])
     documents = toy.documents[kind][1].first(3)
     wanted = np.array([by_chain_rule(toy, kind, members, d, 16) for d in documents])  # (3, 16)
+    wanted += 100 * (kind == "text")  # its extent
     error = np.hypot(found.std() / 6 ** 0.5, wanted.std(1).mean() / 48 ** 0.5)
     assert found.mean() == pytest.approx(wanted.mean(), abs=4 * error)
     assert error < 0.03 * wanted.mean()
@@ -66,16 +64,6 @@ def test_probabilities_of_extents_by_hand_sum_to_one(toy, monkeypatch):
     nats = score.extent_nats(toy, possible)
     assert nats[:4] == pytest.approx(-np.log(np.array([3, 2, 2, 1]) / (4 + 12)))
     assert np.exp(-nats).sum() == pytest.approx(1)
-
-
-def test_the_bound_of_a_text_has_its_extent(toy, monkeypatch):
-    monkeypatch.setattr(toy.stream, "slots", {"text": toy.stream.slots["text"]})
-    whole = score.bounds(toy, rounds=1)["text: text"]["nats_per_document"]
-    extents = [len(document) - HEAD for document in toy.documents["text"][1].first(512)]
-    wanted = score.extent_nats(toy, np.array(extents)).mean()
-    monkeypatch.setattr(score, "extent_nats", lambda run, extents: 0.0)
-    alone = score.bounds(toy, rounds=1)["text: text"]["nats_per_document"]
-    assert whole - alone == pytest.approx(wanted)
 
 
 def test_units_are_what_people_count(toy):
@@ -118,15 +106,8 @@ def test_the_error_of_a_ratio_by_hand_and_by_simulation():
     assert errors.mean() == pytest.approx(means.std(), rel=0.1)
 
 
-# ---- Questions and judges.
-
-
-@pytest.fixture(scope="module")
-def cells(toy):
-    return score.toy_cells(toy, 12, 3)
-
-
-def test_right_answers_are_judged_right_and_others_wrong(cells):
+def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new(toy, quick):
+    cells = score.toy_cells(toy, 12, 3)
     assert set(cells) == {*TASKS, *ACROSS}
     for name, cell in cells["image-to-text"].items():
         captions = cells["text-to-image"][name].prompts
@@ -140,9 +121,6 @@ def test_right_answers_are_judged_right_and_others_wrong(cells):
     own = cells["image"]["its own caption"].judge
     pair = {"image": pictures, "text": captions}
     assert own(pair)["all"].all() and not own({**pair, "text": captions[::-1]})["all"].all()
-
-
-def test_unseen_questions_are_not_in_the_training(toy, cells):
     ids = data.stacked(toy.documents["image-text"][0].first(999))
     learnt = set(sample.decoded(toy, "image-text", "text", ids))
     for name, cell in cells["text-to-image"].items():
@@ -158,22 +136,19 @@ def test_pictures_of_questions_are_none_of_the_training(toy, monkeypatch):
     monkeypatch.setitem(toy.documents, "image-text", documents)
     known = {c.tobytes() for c in codes}
     learnt = score.learnt_pictures(toy)
-    pictures, stale = score.fresh_pictures(toy, learnt, scenes, 9)
+    pictures, stale = score.fresh_pictures(toy, learnt, scenes, 9, tries=9)
     assert sum(c.tobytes() in known for c in encode(pictures)) == stale < 20
     pictures = toyworld.draw(scenes, 10)  # of another seed they are fresh, or drawn anew
-    again, stale = score.fresh_pictures(toy, learnt, scenes, 10)
+    again, stale = score.fresh_pictures(toy, learnt, scenes, 10, tries=9)
     for picture, codes, other in zip(pictures, encode(pictures), again):
         assert np.array_equal(picture, other) or codes.tobytes() in known
 
 
-def test_own_data_are_judged_by_words_or_characters():
+def test_own_data_are_asked_for_held_out_items_and_judged_by_words_or_characters(toy):
     marks = score.judge_held_out(["灰色一", "灰色"], {"text": ["灰色二", "灰色"]})
     assert marks["all"].tolist() == pytest.approx([2 / 3, 1]) and marks["exact"].tolist() == [0, 1]
     marks = score.judge_held_out(["a grey cat", "cat"], {"text": ["a red cat", "cats"]})
     assert marks["all"].tolist() == pytest.approx([2 / 3, 0])
-
-
-def test_own_data_are_asked_for_held_out_items(toy):
     cells = score.own_cells(toy, 5)
     assert set(cells) == {"image-to-text", "speech-to-text"}
     for task, cell in cells.items():
@@ -186,28 +161,11 @@ def test_own_data_are_asked_for_held_out_items(toy):
         assert cell["held out"].judge({"text": texts})["exact"].all()
 
 
-# ---- Figures.
-
-
-def test_cells_are_scored_by_hand(monkeypatch):
-    """Marks of two cells of 2 and 6 samples, and of unseen ones."""
-    def cell(n, marks):
-        judge = {"all": np.array(marks), "colour": np.full(n, np.nan)}
-        return score.Cell([None] * n, lambda outputs: judge)
-
-    made = types.SimpleNamespace(outputs={}, nfe=6.0, seconds=1.0)
-    monkeypatch.setattr(score, "answers", lambda *args: made)
-    cells = {"seen, a": cell(2, [0, 1]), "seen, b": cell(6, [1] * 6), "unseen": cell(4, [0] * 4)}
-    result = score.score_task(None, "text", cells, 0, {})
-    first = result["cells"]["seen, a"]
-    assert first["n"] == 2 and first["all"] == 0.5
-    assert first["all_stderr"] == pytest.approx(0.5 / 2 ** 0.5)
-    assert result["nfe"] == pytest.approx(6) and result["seconds"] == 3
-    assert "colour" not in result["cells"]["unseen"]
-
-
-def test_diversity_by_hand(monkeypatch):
+def test_marks_and_diversity_by_hand(monkeypatch):
     """Four samples of one prompt, (1/2, 1/4, 1/4) at one position; then four equal ones."""
+    judged = {"all": np.array([0, 1]), "colour": np.full(2, np.nan)}
+    assert score.marks(score.Cell([None] * 2, lambda outputs: judged), {}) == {
+        "n": 2, "all": 0.5, "all_stderr": pytest.approx(0.5 / 2 ** 0.5)}
     ids = torch.tensor([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
     asked = []
 
@@ -226,9 +184,8 @@ def test_scores_of_a_run_are_whole(trained):
     scores = files.read_json(trained[0] / "scores.json")
     assert set(scores) == {*TASKS, *ACROSS, "tokenizers", "bound"} and len(scores["bound"]) == 7
     for task in (*TASKS, *ACROSS):
-        result = scores[task]
-        assert result["nfe"] > 0 and result["seconds"] > 0
-        assert all(cell["n"] == 2 for cell in result["cells"].values())
+        assert scores[task]["nfe"] > 0 and scores[task]["seconds"] > 0
+        assert all(cell["n"] == 2 for cell in scores[task]["cells"].values())
     assert all(0 < scores[task]["diversity"]["distinct"] <= 1 for task in TASKS)
     assert len(scores["text-to-image"]["cells"]) == 4
     for result in scores["tokenizers"].values():
@@ -236,7 +193,7 @@ def test_scores_of_a_run_are_whole(trained):
     assert all(0 < entry["nats_per_token"] < 9 for entry in scores["bound"].values())
 
 
-def test_tasks_are_scored_alone_and_under_other_settings(toy, tmp_path):
+def test_tasks_are_scored_alone_and_under_other_settings(toy, quick, tmp_path):
     path = tmp_path / "a.json"
     printed = call(score.main, "text", "--run", toy.folder, "--n", 2, "--json", path, "--steps", 3,
                    "--device", "cpu", "--sampler", "ancestral", "--correct", 0)

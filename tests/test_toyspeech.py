@@ -26,9 +26,6 @@ def share_right(waves, phrases):
     return np.mean([text == phrase for text, phrase in zip(read, phrases, strict=True)])
 
 
-# ---- Phrases.
-
-
 def test_all_phrases_are_there_once_and_splits_keep_apart():
     both = SEEN + UNSEEN
     assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.KINDS) + 99
@@ -44,12 +41,10 @@ def test_all_phrases_are_there_once_and_splits_keep_apart():
             assert hidden == (split == "unseen")
 
 
-# ---- The synthesiser.
-
-
 def test_every_phrase_is_short_and_fills_its_wave():
-    voices = list(toyspeech.VOICES) * len(SEEN)
-    for wave in toyspeech.speak(SEEN + UNSEEN, 0, voices[:len(SEEN + UNSEEN)]):
+    said = SEEN + UNSEEN
+    voices = list(toyspeech.VOICES) * len(said)
+    for wave in toyspeech.speak(said, 0, voices[:len(said)]):
         assert wave.dtype == np.float32 and wave.ndim == 1
         assert 0.2 * toyspeech.SAMPLE_RATE < len(wave) <= 1.5 * toyspeech.SAMPLE_RATE
         assert np.abs(wave).max() == pytest.approx(0.9)
@@ -59,7 +54,7 @@ def test_every_phrase_is_short_and_fills_its_wave():
 
 
 def test_speech_is_deterministic():
-    said = toyspeech.phrases(6, 0)
+    said = toyspeech.phrases(4, 0)
     state = np.random.get_state()[1].copy()
     for a, b, c in zip(*(toyspeech.speak(said, seed) for seed in (1, 1, 2)), strict=True):
         assert np.array_equal(a, b) and not np.array_equal(a, c)
@@ -69,14 +64,11 @@ def test_speech_is_deterministic():
         toyspeech.speak(["a small red dodecahedron"], 0)
 
 
-def test_source_is_the_sum_of_its_harmonics():
+def test_source_is_the_sum_of_its_harmonics_and_resonances_peak_at_the_formants():
     source = toyspeech.harmonics(np.full(20, 113.7), np.full(20, 30))
     phase = 2 * np.pi * 113.7 * np.arange(1, len(source) + 1) / toyspeech.SAMPLE_RATE
     wanted = sum(np.cos(k * phase) for k in range(1, 31))
     np.testing.assert_allclose(source, wanted, atol=1e-6)
-
-
-def test_resonances_peak_at_the_formants():
     formants = np.array([(500, 1500, 2500)], np.float32)
     f = np.arange(100, 3000, 5, dtype=np.float32)
     gain = np.abs(toyspeech.resonances(formants, f))[0]
@@ -85,14 +77,10 @@ def test_resonances_peak_at_the_formants():
         assert abs(f[near][gain[near].argmax()] - formant) <= 20
 
 
-# ---- The judge hears what was said.
-
-
-@pytest.mark.parametrize("voice", toyspeech.VOICES)
-def test_judge_reads_ground_truth(voice):
-    seed = 30 + list(toyspeech.VOICES).index(voice)
-    said = some_phrases(24, seed)
-    assert share_right(toyspeech.speak(said, seed, [voice] * len(said)), said) == 1
+def test_judge_reads_ground_truth():
+    said = some_phrases(60, 30)
+    voices = list(toyspeech.VOICES) * 15
+    assert share_right(toyspeech.speak(said, 30, voices), said) == 1
 
 
 def vocoded(wave, net, generator):
@@ -125,9 +113,6 @@ def test_judge_survives_uneven_rhythm(monkeypatch):
     monkeypatch.setattr(toyspeech, "segment_frames", uneven)
     said = some_phrases(24, 53)
     assert share_right(toyspeech.speak(said, 54), said) >= 0.95
-
-
-# ---- The judge does not hear what was not said.
 
 
 def spoil(word, pool, g):
@@ -165,12 +150,9 @@ def test_judge_refuses_misspoken_phrases(fault, monkeypatch):
     read = speechjudge.read_speech(toyspeech.speak(faulty, 72))
     marks = speechjudge.words_right(read, said)
     assert np.mean(marks == 1) <= 0.15 and marks.mean() <= 0.25
-
-
-def test_one_misspoken_word_is_unclear(monkeypatch):
-    monkeypatch.setitem(toyspeech.LEXICON, "roid", "r ao d")
-    for text in speechjudge.read_speech(toyspeech.speak(["a small roid circle"] * 4, 73)):
-        assert text.startswith(f"a small {speechjudge.UNCLEAR} ")
+    monkeypatch.setitem(toyspeech.LEXICON, "roid", "r ao d")  # one word alone is unclear
+    heard = speechjudge.read_speech(toyspeech.speak(["a small roid circle"], 73))
+    assert heard[0].startswith(f"a small {speechjudge.UNCLEAR} ")
 
 
 def test_judge_refuses_what_is_no_speech():
@@ -182,9 +164,6 @@ def test_judge_refuses_what_is_no_speech():
     shuffled = [g.permutation(wave) for wave in spoken]
     assert set(speechjudge.read_speech(nothing + shuffled)) == {""}
     assert share_right([wave[::-1] for wave in spoken], said) == 0
-
-
-# ---- Its parts.
 
 
 def cheapest_path(distance):
@@ -207,17 +186,11 @@ def test_warp_finds_the_cheapest_path():
         assert speechjudge.warp(distance).tolist() == cheapest_path(distance)
 
 
-@pytest.mark.parametrize("said, wanted, mark", [
-    ("a small red circle", "a small red circle", 1),
-    ("small red circle", "a small red circle", 1),
-    ("a", "a small red circle", 0),
-    ("", "forty two", 0),
-    ("forty", "forty two", 1 / 2),
-    ("a small blue circle", "a small red circle", 2 / 3),
-    ("two forty", "forty two", 0),
-    ("red circles star", "a small red circle", 0),  # one dropped, one changed, one added
-    ("red circle", "a small red circle", 2 / 3),
-    ("six seven eight nine", "six", 0),
-])
-def test_words_right_by_hand(said, wanted, mark):
-    assert speechjudge.words_right([said], [wanted])[0] == pytest.approx(mark)
+def test_words_right_by_hand():
+    red = "a small red circle"
+    said, wanted, marks = zip(
+        ("small red circle", red, 1), ("a", red, 0), ("", "forty two", 0),
+        ("a small blue circle", red, 2 / 3), ("two forty", "forty two", 0),
+        ("red circles star", red, 0),  # one dropped, one changed, one added
+        ("red circle", red, 2 / 3), ("six seven eight nine", "six", 0))
+    assert speechjudge.words_right(said, wanted) == pytest.approx(marks)

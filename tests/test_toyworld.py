@@ -1,4 +1,6 @@
 """The toy world: its judges read its own ground truth, and say no to anything else."""
+import itertools
+
 import numpy as np
 import pytest
 
@@ -20,22 +22,16 @@ def share_right(images, scenes):
     return judges.judge_scenes(read, scenes)["all"].mean()
 
 
-# ---- Scenes and captions.
-
-
-def test_every_colour_and_shape_is_seen_and_some_pairs_are_not():
+def test_scenes_hold_different_things_and_splits_keep_apart():
+    """Of six colours and five shapes six pairs are not seen, but each colour and shape is."""
     hidden = {kind for kind in toyworld.KINDS if toyworld.unseen(*kind)}
     assert len(hidden) == 6
     assert {colour for colour, _ in hidden} == set(toyworld.COLOURS)
     assert {shape for _, shape in hidden} == set(toyworld.SHAPES)
-
-
-@pytest.mark.parametrize("things", [None, 1, 2])
-def test_scenes_hold_different_things_and_splits_keep_apart(things):
-    for split in ("seen", "unseen"):
-        made = toyworld.scenes(800, 0, split, things)
+    for split, things in itertools.product(("seen", "unseen"), (None, 1, 2)):
+        made = toyworld.scenes(400, 0, split, things)
         counts = [len(scene.things) for scene in made]
-        assert np.mean(counts) == pytest.approx(things or 1.5, abs=0.06)
+        assert np.mean(counts) == pytest.approx(things or 1.5, abs=0.1)
         for scene in made:
             hidden = [toyworld.unseen(*kind) for kind in kinds_of(scene)]
             assert any(hidden) == (split == "unseen")
@@ -51,18 +47,9 @@ def test_captions_are_read_back():
         assert judges.parse_caption(toyworld.caption(scene)) == scene
     assert toyworld.caption(ALONE) == "a small red circle on white"
     assert toyworld.caption(PAIR) == "a red circle above a blue star on white"
-
-
-@pytest.mark.parametrize("text", [
-    "", "a red circle on white", "small red circle on white", "a small red circle",
-    "a small red circle on white ", "a small red circle on red",
-    "a small green star above a blue square on black", "a red star above a red star on black",
-    "a orange star above a red star on black", "an red star above an orange star on black"])
-def test_no_caption(text):
-    assert judges.parse_caption(text) is None
-
-
-# ---- Pictures.
+    for text in ("", "a red circle on white", "a small red circle", "a small red circle on white ",
+                 "a red star above a red star on black", "an red star above a blue star on black"):
+        assert judges.parse_caption(text) is None
 
 
 def test_scenes_pictures_and_passages_are_functions_of_their_seed():
@@ -79,36 +66,31 @@ def test_scenes_pictures_and_passages_are_functions_of_their_seed():
     assert nothing.shape == (0, 32, 32, 3) and judges.read_pictures(nothing) == []
 
 
-@pytest.mark.parametrize("shape, area", [
-    ("circle", np.pi), ("square", 1.76**2), ("triangle", 0.58 * 1.85**2),
-    ("star", 10 * 0.5 * 1.12 * 0.46 * np.sin(np.pi / 5)),  # ten triangles: centre, tip, notch
-    ("cross", 2 * 2 * 0.6 - 0.6**2)])
-def test_shapes_have_the_areas_of_geometry(shape, area):
-    assert toyworld.stamp(shape, 9).sum() == pytest.approx(81 * area, rel=0.02)
+def test_shapes_have_the_areas_of_geometry():
+    for shape, area in (
+            ("circle", np.pi), ("square", 1.76**2), ("triangle", 0.58 * 1.85**2),
+            ("star", 10 * 0.5 * 1.12 * 0.46 * np.sin(np.pi / 5)),  # ten of centre, tip, notch
+            ("cross", 2 * 2 * 0.6 - 0.6**2)):
+        assert toyworld.stamp(shape, 9).sum() == pytest.approx(81 * area, rel=0.02), shape
 
 
 def test_things_lie_where_their_relation_says():
     """In the picture, the first thing's colour is on its side of the second thing's."""
     pixels = np.stack(np.mgrid[:32, :32], -1)
-    for relation, step in toyworld.STEP.items():
+    sides = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+    for relation, side in sides.items():
         image = toyworld.draw([Scene((RED, BLUE), relation, "white")], 0)[0].astype(int)
         is_red = image[..., 0] - image[..., 2] > 100
         is_blue = image[..., 2] - image[..., 0] > 100
         moved = pixels[is_red].mean(0) - pixels[is_blue].mean(0)
-        assert moved @ step > 11
+        assert moved @ side > 11
 
 
 @pytest.fixture(scope="module")
 def truth():
     """Scenes of both splits and their pictures."""
-    scenes = toyworld.scenes(400, 11) + toyworld.scenes(400, 12, "unseen")
+    scenes = toyworld.scenes(250, 11) + toyworld.scenes(250, 12, "unseen")
     return scenes, toyworld.draw(scenes, 13)
-
-
-def test_picture_judge_reads_ground_truth(truth):
-    scenes, images = truth
-    marks = judges.judge_scenes(judges.read_pictures(images), scenes)
-    assert all(np.nanmean(value) >= 0.99 for value in marks.values())
 
 
 def blur(images):
@@ -118,9 +100,11 @@ def blur(images):
     return out
 
 
-def test_picture_judge_reads_what_a_tokenizer_may_leave(truth):
+def test_picture_judge_reads_ground_truth_and_what_a_tokenizer_may_leave(truth):
     """Noise, blur and few grey levels of 28 to 36 dB, where tokenizers have 31 to 37."""
-    scenes, images = truth[0][::8], truth[1][::8]
+    marks = judges.judge_scenes(judges.read_pictures(truth[1]), truth[0])
+    assert all(np.nanmean(value) >= 0.99 for value in marks.values())
+    scenes, images = truth[0][::6], truth[1][::6]
     noisy = images + toyworld.rng(14).normal(0, 10, images.shape)
     for worse in (noisy, blur(images), blur(noisy), images // 32 * 32 + 16):
         worse = np.clip(np.rint(worse), 0, 255).astype(np.uint8)
@@ -152,7 +136,7 @@ def test_picture_judge_finds_what_was_wiped_out(truth, choose):
     """15 to 25% of a thing has the background's colour."""
     g = toyworld.rng(15)
     damaged, scenes = [], []
-    for scene, image in zip(truth[0][::3], truth[1][::3]):
+    for scene, image in zip(truth[0][::4], truth[1][::4]):
         if len({thing.colour for thing in scene.things}) < len(scene.things):
             continue  # their pixels cannot be told apart
         pixels = pixels_of(scene, image)
@@ -161,14 +145,14 @@ def test_picture_judge_finds_what_was_wiped_out(truth, choose):
         image[y, x] = image[0, 0]
         damaged.append(image)
         scenes.append(scene)
-    assert len(scenes) > 200
+    assert len(scenes) > 90
     assert share_right(np.array(damaged), scenes) <= 0.1
 
 
 def test_picture_judge_finds_stray_blocks(truth):
     """5x5 pixels anywhere have a colour that the scene does not have."""
     g = toyworld.rng(16)
-    scenes, damaged = truth[0][::3], truth[1][::3].copy()
+    scenes, damaged = truth[0][::4], truth[1][::4].copy()
     for scene, image in zip(scenes, damaged):
         used = [thing.colour for thing in scene.things]
         others = [value for name, value in toyworld.COLOURS.items() if name not in used]
@@ -191,7 +175,6 @@ def test_picture_judge_refuses_what_is_no_scene(truth):
     (Scene((BLUE, RED), "below", "white"), PAIR, ""),
     (Scene((RED, BLUE), "below", "white"), PAIR, "all relation"),
     (Scene((BLUE, RED), "above", "white"), PAIR, "all relation"),
-    (Scene((RED, BLUE), "left of", "white"), PAIR, "all relation"),
     (Scene((RED, BLUE), "above", "pink"), PAIR, "all background"),
     (Scene((RED, Thing("green", "star")), "above", "white"), PAIR, "all colour"),
     (Scene((RED, Thing("blue", "cross")), "above", "white"), PAIR, "all shape"),
@@ -210,19 +193,15 @@ def test_marks_say_what_is_wrong(read, wanted, wrong):
     assert [key for key, value in marks.items() if value[0] == 0] == wrong.split()
 
 
-# ---- Passages.
-
-
-@pytest.mark.parametrize("split", ["seen", "unseen"])
-def test_passage_judge_reads_ground_truth_of_splits_that_keep_apart(split):
-    made = toyworld.passages(500, 70, split)
-    verdict = judges.judge_passages(made)
-    assert verdict["grammatical"].all() and verdict["consistent"].all()
+def test_passage_judge_reads_ground_truth_of_splits_that_keep_apart():
     hidden = [kind for kind in toyworld.KINDS if toyworld.unseen(*kind)]
-    for text in made:
-        assert 14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4
-        found = [f"{c} {s}" in text or f"{s} is {c}" in text for c, s in hidden]
-        assert any(found) == (split == "unseen")
+    for split in ("seen", "unseen"):
+        made = toyworld.passages(400, 70, split)
+        assert judges.judge_passages(made)["consistent"].all()
+        for text in made:
+            assert 14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4
+            found = [f"{c} {s}" in text or f"{s} is {c}" in text for c, s in hidden]
+            assert any(found) == (split == "unseen")
 
 
 COUNTED = "there are two green {}. so there are five shapes."
@@ -255,13 +234,11 @@ COLOURS = "the star is green. the cross is red. what colour is the star"
 @pytest.mark.parametrize("facts, conclusion, consistent", [
     (LEFT, "so the blue square is right of the red circle", True),
     (LEFT, "so the blue square is left of the red circle", False),
-    (LEFT, "so the blue star is right of the red circle", False),
     (LEFT, "so the red circle is left of the blue square", False),
     (LEFT.replace("blue square", "red circle"),
      "so the red circle is right of the red circle", False),
     (CHAIN, "so the red star is below the red circle", True),  # whose conclusion needs both
     (TURNED, "so the red circle is above the red star", True),
-    (CHAIN, "so the blue square is below the red circle", False),
     (CHAIN, "so the red star is below the blue square", False),
     (CHAIN.replace("square is above", "square is left of"),
      "so the red star is below the red circle", False),
@@ -285,12 +262,8 @@ def test_passage_judge_by_hand(facts, conclusion, consistent):
 
 
 def test_variety_counts_forms():
-    made = toyworld.passages(3000, 75)
-    # five writers, one of which has two forms: 1/3 both conclusions, 2/3 one of them
-    entropy = 0.8 * np.log(5) + 0.2 * (np.log(15) / 3 + 2 * np.log(7.5) / 3)
-    assert judges.variety(made) == pytest.approx(np.exp(entropy) / 6, abs=0.02)
     one = COUNTED.format("stars and three red crosses")
     two = "the red star is above the blue square. so the blue square is below the red star."
     assert judges.variety([one] * 5) == pytest.approx(1 / 6)
-    assert judges.variety([one, two, one, two]) == pytest.approx(2 / 6)
+    assert judges.variety([one, two, two, two]) == pytest.approx(4 / 27 ** 0.25 / 6)
     assert judges.variety(["so."]) == 0

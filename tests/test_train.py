@@ -29,26 +29,15 @@ from tools import score
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def no_page(monkeypatch):
-    """Films take most of a tiny run."""
-    monkeypatch.setattr(train, "write_page", lambda folder, run=None: folder / "index.html")
-
-
-# ---- Whole runs.
-
-
 def test_a_run_writes_what_it_says(trained):
     folder, printed = trained
-    names = {path.name for path in folder.iterdir()}
-    assert names == {*train.RUN_FILES, "lock"}
-    assert files.load(folder / "checkpoint.pt")["step"] == 6
-    assert steps_logged(folder) == [1, 6]
+    assert {path.name for path in folder.iterdir()} == {*train.RUN_FILES, "lock"}
+    assert files.load(folder / "checkpoint.pt")["step"] == 6 and steps_logged(folder) == [1, 6]
     seconds = files.read_json(folder / "seconds.json")
     assert list(seconds)[-3:] == ["training", "scoring", "page"]
-    assert score.table(files.read_json(folder / "scores.json")) in printed
-    assert f"page: {folder / 'index.html'}" in printed
-    assert "kappa         = (D_base / D)^gamma B / B_base" in printed
+    for line in (score.table(files.read_json(folder / "scores.json")),
+                 f"page: {folder / 'index.html'}", "kappa         = (D_base / D)^gamma B / B_base"):
+        assert line in printed
 
 
 def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_page, monkeypatch):
@@ -147,32 +136,26 @@ def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
     assert first.returncode == 0, errors[-2000:]
     configs = [files.read_json(run / "config.json") for run in (trained[0], folder)]
     assert configs[0]["tokenizers"] == configs[1]["tokenizers"]
-    name = "documents.pt"
-    assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
+    documents = [(run / "documents.pt").read_bytes() for run in (trained[0], folder)]
+    assert documents[0] == documents[1]
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], folder)]
-    for a, b in zip(*logs, strict=True):
-        a, b = json.loads(a), json.loads(b)
-        assert a["step"] == b["step"]
-        assert a["terms"] == pytest.approx(b["terms"], abs=2e-3)
-        assert a["norm"] == pytest.approx(b["norm"], abs=2e-3)
+    for line, other in zip(*logs, strict=True):
+        line = json.loads(line)
+        other = json.loads(other)
+        assert line.pop("terms") == pytest.approx(other.pop("terms"), abs=2e-3)
+        assert line == pytest.approx(other, abs=2e-3)
 
 
 def own_data(folder):
     """A text without blanks, pictures, clips -> the flags that name them."""
-    (folder / "pictures").mkdir(parents=True)
-    (folder / "speech" / "wavs").mkdir(parents=True)
-    lines = []
+    folder.mkdir()
     for i in range(12):
-        grey = np.full((12, 12), 20 * i, np.uint8)
-        Image.fromarray(grey).save(folder / "pictures" / f"{i}.png")
-        (folder / "pictures" / f"{i}.txt").write_text(f"灰色{i}", encoding="utf-8")
+        Image.fromarray(np.full((12, 12), 20 * i, np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"灰色{i}", encoding="utf-8")
         wave = 0.3 * np.sin(np.arange(3000 + 500 * i) * 0.02 * (i + 1))
-        soundfile.write(folder / "speech" / "wavs" / f"{i}.flac", wave, 16_000)
-        lines.append(f"{i}|tone {i}\n")
-    (folder / "speech" / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+        soundfile.write(folder / f"{i}.flac", wave, 16_000)
     (folder / "book.txt").write_text("to be or not to be, that is the question.\n" * 40)
-    return ("--text", folder / "book.txt", "--images", folder / "pictures",
-            "--speech", folder / "speech")
+    return "--text", folder / "book.txt", "--images", folder, "--speech", folder
 
 
 def test_own_data_are_trained_on_and_may_move(tmp_path, no_page):
@@ -187,17 +170,14 @@ def test_own_data_are_trained_on_and_may_move(tmp_path, no_page):
     assert same(folder, tmp_path / "a")
 
 
-@pytest.mark.parametrize("kind", data.KINDS)
-def test_each_kind_trains_alone(kind, tmp_path):
-    flags = ("--items", 60, "--mix", f"{kind}=1", "--complement", "--minutes", 0.001)
+def test_a_kind_trains_alone(tmp_path):
+    """Texts and pairs with pictures do, too: in the quick forms of the studies."""
+    flags = ("--items", 60, "--mix", "speech-text=1", "--complement", "--minutes", 0.001)
     call(train.main, "--run", tmp_path / "run", *SMALL, *flags, "--score-n", 0)
     saved = files.read_json(tmp_path / "run" / "config.json")
-    assert list(saved["stream"]["slots"]) == [kind]
+    assert list(saved["stream"]["slots"]) == ["speech-text"]
     assert steps_logged(tmp_path / "run")[-1] == 10  # at least ten
     assert (tmp_path / "run" / "index.html").exists()
-
-
-# ---- One step.
 
 
 def training(run, **settings):
@@ -221,30 +201,19 @@ def test_rows_in_parts_give_the_step_of_the_whole(trained):
         results.append([torch.tensor([*terms, norm]), *made.net.parameters()])
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-5)
-
-
-def test_timing_steps_changes_nothing(trained):
-    made, _ = training(trained[0])
     before = [p.clone() for p in made.net.parameters()]
-    assert made.step_seconds(3) > 0
-    for w, v, average in zip(made.net.parameters(), before, made.average):
-        assert torch.equal(w, v) and torch.equal(average, v) and w.grad is None
-
-
-# ---- The plan of --minutes.
-
-
-def test_a_plan_that_never_changes_is_one_of_steps():
-    plan = train.Plan(steps=40, tokens=1.0, warmup=0.05)
-    assert plan.anew(10, 1.0, 60 / 30.9) is plan  # less than 5% off
-    shares = [plan.at(step - 0.5) for step in range(41)]
-    assert shares == pytest.approx(np.arange(41) / 40)
+    assert made.step_seconds(3) > 0  # timing steps changes nothing
+    assert all(map(torch.equal, made.net.parameters(), before))
+    assert all(p.grad is None for p in made.net.parameters())
 
 
 @pytest.mark.parametrize("speeds, stop", [((1.0, 2.5), 0), ((2.5, 1.0), 15), ((0.2, 1.5), 15)])
 def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path, no_page,
                                                  monkeypatch):
     """A step takes speeds[0] seconds by a clock of our own, from second 20 on speeds[1]."""
+    plan = train.Plan(steps=40, tokens=1.0, warmup=0.05)
+    assert plan.anew(10, 1.0, 60 / 30.9) is plan  # less than 5% off
+    assert [plan.at(step - 0.5) for step in range(41)] == pytest.approx(np.arange(41) / 40)
     folder = begun(trained[0], tmp_path / "run", steps=0, minutes=1.0, save_every=3)
     clock = types.SimpleNamespace(now=0.0, time=time.time)
     clock.perf_counter = lambda: clock.now
@@ -258,10 +227,10 @@ def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path
         shares.append(progress)
         return 1.0
 
-    monkeypatch.setattr(train, "time", clock)
-    monkeypatch.setattr(train, "train_step", step)
-    monkeypatch.setattr(train, "lr_factor", factor)
-    monkeypatch.setattr(train, "any_process", lambda flag, device: len(shares) == stop)
+    changes = dict(time=clock, train_step=step, lr_factor=factor,
+                   any_process=lambda flag, device: len(shares) == stop)
+    for name, value in changes.items():
+        monkeypatch.setattr(train, name, value)
     resume = ("--resume", "--run", folder)
     away = 0.0
     if stop:
@@ -272,9 +241,6 @@ def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path
     assert 51 <= clock.now - away <= 69
     assert 0 < shares[0] < 0.1 and 0.9 < shares[-1] < 1
     assert all(a < b for a, b in zip(shares, shares[1:]))
-
-
-# ---- Settings.
 
 
 def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
@@ -300,18 +266,14 @@ def test_a_recipe_sets_defaults_and_flags_win():
     paper, _ = train.parse(["--recipe", "paper"])
     changed = {k for k, v in vars(paper).items() if v != getattr(tuned, k)}
     assert changed == {"recipe", *train.RECIPES["paper"]}
-    assert (paper.optimizer, paper.schedule, paper.complement) == ("adamw", "linear", True)
-    assert (paper.modes, paper.time_power) == ({"joint": 1.0}, {})
     mixed, _ = train.parse("--recipe paper --optimizer muon --no-complement".split())
     assert dataclasses.replace(mixed, optimizer="adamw", complement=True) == paper
-    status, errors = told(train.main, "--recipe", "best")
-    assert status == 2 and "'best': choose from tuned, paper" in errors.splitlines()[-1]
 
 
-def test_the_papers_loss_counts_every_token_alike_and_resuming_keeps_it(trained, tmp_path, no_page):
+def test_the_papers_loss_counts_every_token_alike_and_is_kept(trained, tmp_path, no_page):
     """Its terms, weighted, are the sum over all hidden tokens over all that could be hidden."""
     recipe = {"recipe": "paper", **train.RECIPES["paper"]}
-    with pytest.raises(files.UsageError, match="--loss-weights: give text/text or image-text/image"):
+    with pytest.raises(files.UsageError, match="--loss-weights: give text/text or image-text"):
         training(trained[0], loss_weights={"text/text": 0.0})
     made, batch = training(trained[0], **recipe)
     terms = torch.rand(len(train.TERMS))
@@ -328,8 +290,7 @@ def test_the_papers_loss_counts_every_token_alike_and_resuming_keeps_it(trained,
 
 def test_resuming_refuses_other_settings(trained, tmp_path):
     folder = begun(trained[0], tmp_path / "run")
-    for given, line in ((("--lr", 0.5), "--lr is 0.001"), (("--steps", 60), "--steps is 6"),
-                        (("--mix", "text=1"), "--mix is")):
+    for given, line in ((("--lr", 0.5), "--lr is 0.001"), (("--mix", "text=1"), "--mix is")):
         status, errors = told(train.main, "--resume", "--run", folder, *given)
         assert status == 2 and line in errors and errors.count("\n") == 1
     config, given = train.parse(["--resume", "--micro-batch", "2", "--compile", "auto"])

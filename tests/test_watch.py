@@ -1,6 +1,5 @@
 """Films in a terminal: plain lines or in place, safe with any text, of exactly what is written."""
 import io
-import re
 import sys
 
 import numpy as np
@@ -17,11 +16,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RED = "a small red circle on white"
 
 
-@pytest.fixture(scope="module")
-def toy(trained):
-    return sample.load_run(trained[0], torch.device("cpu"))
-
-
 def text_ids(run, text, masks=0):
     """A document of a text (L,): its tokens, masks, an end and whatever is behind it."""
     codes = run.tokenizers["text"].encode([text])[0]
@@ -31,62 +25,26 @@ def text_ids(run, text, masks=0):
 
 
 class Terminal(io.StringIO):
-    """What a terminal of 24 rows shows, and showed whenever it was flushed; no colours."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = [""] * 24
-        self.row = 23  # at the bottom, where every new line scrolls
-        self.noted = None
-        self.screens = []
-
     def isatty(self):
         return True
 
-    def flush(self):
-        self.screens.append("\n".join(self.lines).strip("\n"))
 
-    def write(self, text):
-        for code in re.findall(r"\033\[[\d;]*[a-zA-Z]|\033[78]|[^\033]", text):
-            if code == "\n":
-                self.row += 1
-                if self.row == 24:
-                    self.lines = [*self.lines[1:], ""]
-                    self.row = 23
-            elif code == "\0337":
-                self.noted = self.row
-            elif code == "\0338":
-                self.row = self.noted
-            elif code == "\033[J":
-                self.lines[self.row:] = [""] * (24 - self.row)
-            elif code.endswith("A"):
-                self.row -= int(code[2:-1])
-            elif code[0] != "\033":
-                self.lines[self.row] += code
-
-
-def in_terminal(monkeypatch, function, *args):
+def written(monkeypatch, run, film):
+    """What replay writes to a terminal: how it makes room, and each frame behind a clearance."""
     terminal = Terminal()
     with monkeypatch.context() as patch:
         patch.setattr(watch, "PAUSE", 0)
         patch.setattr(sys, "stdout", terminal)
-        print("above")
-        function(*args)
-    return terminal.screens
+        watch.replay(run, film)
+    return terminal.getvalue().split("\0338\033[J")  # back to the noted place, clear what follows
 
 
-# ---- Frames.
-
-
-def test_texts_show_masks_and_no_control_characters(toy):
+def test_texts_show_masks_no_control_characters_and_fit_into_the_terminal(toy, monkeypatch):
     ids = text_ids(toy, "the\x1b[2J é", masks=2)
     assert watch.summary(toy, ids) == "the\\x1b[2J é __ __"
     assert watch.frame(toy, ids) == "the\\x1b[2J é __ __"
     assert watch.summary(toy, text_ids(toy, "one\ntwo")) == "one two"
     assert watch.frame(toy, text_ids(toy, "one\ntwo")) == "one\ntwo"
-
-
-def test_texts_fit_into_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "10")
     assert watch.wrapped("the red circle\n\nis") == "the red\ncircle\n\nis"
     assert watch.wrapped("红" * 8) == "红" * 5 + "\n" + "红" * 3  # two columns each
@@ -102,20 +60,6 @@ def test_half_blocks_by_hand():
     for height, width in ((36, 48), (37, 49), (260, 1250)):
         lines = watch.half_blocks(np.full((height, width, 4), 255, np.uint8)).split("\n")
         assert len(lines) <= 18 and all(10 <= line.count("▀") <= 48 for line in lines)
-
-
-def test_pictures_grow_out_of_grey(toy):
-    ids = data.stacked(toy.documents["image-text"][1].first(1))
-    masked = sample.punch(toy, "image-text", ids, "image")[0]
-    grey, shown = watch.frame(toy, masked), watch.frame(toy, ids[0])
-    assert grey.count("▀") == shown.count("▀") == 18 * 32
-    assert set(re.findall(r"38;2;([\d;]+);4[89]", grey)) == {"187;187;187"}
-    assert "187;187;187" not in shown and grey.split("\n")[18:] == shown.split("\n")[18:]
-    clip = data.stacked(toy.documents["speech-text"][1].first(1))[0]
-    assert 5 < len(watch.frame(toy, clip).split("\n")) <= 20
-
-
-# ---- Films.
 
 
 def film_of_a_pair(run):
@@ -136,21 +80,18 @@ def test_without_a_terminal_each_step_is_a_plain_line(toy, capsys):
     assert capsys.readouterr().out.splitlines() == wanted
 
 
-def test_on_a_terminal_frames_take_the_place_of_each_other(toy, monkeypatch):
-    screens = in_terminal(monkeypatch, watch.replay, toy, film_of_a_pair(toy))
-    frame = re.sub("\033.*?m", "", watch.frame(toy, film_of_a_pair(toy)[-1]))
-    assert len(screens) == 3 and set(screens) == {"above\n" + frame}
-
-
-def test_a_text_shrinks_and_grows_in_place(toy, monkeypatch):
+def test_on_a_terminal_frames_take_the_place_of_each_other_and_texts_shrink(toy, monkeypatch):
+    """Lines for the highest frame come first, so that none scrolls; there the place is noted."""
+    film = film_of_a_pair(toy)
+    room, *frames = written(monkeypatch, toy, film)
+    assert frames == [watch.frame(toy, film[i]) + "\n" for i in (0, 1, 3)]
+    height = frames[0].count("\n")
+    assert height > 18 and room == "\n" * height + f"\033[{height}A\0337"
     monkeypatch.setenv("COLUMNS", "20")
     film = [text_ids(toy, "a" + " red circle" * n) for n in (0, 5, 1)]
-    screens = in_terminal(monkeypatch, watch.replay, toy, film)
-    assert [screen.count("\n") for screen in screens] == [1, 4, 1]
-    assert screens[-1] == "above\na red circle"
-
-
-# ---- What is watched.
+    room, *frames = written(monkeypatch, toy, film)
+    assert [frame.count("\n") for frame in frames] == [1, 4, 1]
+    assert room == "\n" * 4 + "\033[4A\0337" and frames[-1] == "a red circle\n"
 
 
 def test_watching_changes_no_sample(toy):
@@ -175,9 +116,3 @@ def test_every_sample_is_watched(toy, tmp_path):
     printed = call(sample.main, "infill", "the ___ is", "--hole", 1, "--correct", 0, *flags)
     first, last, text, _ = printed.splitlines()
     assert first == "the __ is" and last == text
-    call(sample.main, "text-to-speech", "two", "--steps", 2, *flags)
-    printed = call(sample.main, "infill", tmp_path / "text-to-speech-0-0.wav", "--steps", 2, *flags)
-    lines = printed.splitlines()  # the clip is filled before its words are read
-    whole = next(i for i, line in enumerate(lines) if "72 of 72" in line or "of" not in line)
-    assert lines[0].endswith(" __" * 8) and lines[whole].endswith(" __" * 8)
-    assert " __" not in lines[-2]

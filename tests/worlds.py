@@ -126,8 +126,3 @@ def assert_mean(values, want, slack=0.0):
     """The mean of draws is `want` within 4 standard errors."""
     error = np.std(values) / math.sqrt(len(values))
     assert abs(np.mean(values) - want) <= 4 * error + slack, (np.mean(values), want, error)
-
-
-def tv(p, q):
-    """Total variation."""
-    return 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum()
