@@ -334,8 +334,8 @@ def with_errors(cells):
     """
     values = {name: np.array([cell[0] for cell in of]) for name, of in cells.items()}
     own = {name: np.mean([cell[1] ** 2 for cell in of]) ** 0.5 for name, of in cells.items()}
-    usable = [name for name, v in values.items()
-              if len(v) > 1 and own[name] and np.isfinite(v).all()]
+    usable = [name for name, v in values.items()  # a mark that is alike in all samples has none
+              if len(v) > 1 and own[name] > 1e-9 and np.isfinite(v).all()]
     pooled = 1.0
     if usable:
         pooled = np.mean([(values[n].std(ddof=1) / own[n]) ** 2 for n in usable]) ** 0.5
