@@ -183,7 +183,8 @@ def test_errors_are_the_larger_of_spread_and_samples():
     made = common.with_errors(cells)
     assert made["a"] == pytest.approx([0.5, 0.1 / 2 ** 0.5, 200])
     assert made["b"] == pytest.approx([0.5, 0.02 ** 0.5 / 2 ** 0.5, 200])
-    assert common.with_errors({**cells, "c": [[0.9, 1e-17, 50], [0.8, 1e-17, 50]]})["a"] == made["a"]
+    sure = {"c": [[0.9, 1e-17, 50], [0.8, 1e-17, 50]]}
+    assert common.with_errors({**cells, **sure})["a"] == made["a"]
     alike = {"a": [[0.5, 0.05, 100], [0.5, 0.05, 100]]}
     assert common.with_errors(alike)["a"][1] == pytest.approx(0.05 / 2 ** 0.5)  # never 0
     # on the same held-out documents: those of the seeds, variances 0 and 0.02: pooled 0.01
