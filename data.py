@@ -262,9 +262,12 @@ def save_documents(path, documents):
 
 
 def load_documents(path):
+    """What save_documents wrote. DataError for another file."""
+    saved = files.load(path)
     documents = {}
-    for kind, parts in files.load(path).items():
-        documents[kind] = tuple(Documents(ids.numpy(), ends.numpy()) for ids, ends in parts)
+    with files.reading(path):
+        for kind, parts in saved.items():
+            documents[kind] = tuple(Documents(ids.numpy(), ends.numpy()) for ids, ends in parts)
     return documents
 
 
@@ -387,7 +390,7 @@ def noised_batch(stream, ids, config, step):
         rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
         views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
                                        complement))
-    x, weight, noised = (torch.cat(parts) for parts in zip(*views))        # (B or 2B, L)
+    x, weight, noised = (torch.cat(parts) for parts in zip(*views))       # (B or 2B, L)
     same = dict(place=rows.place, doc=rows.doc, target=ids, low=rows.low, high=rows.high,
                 member=rows.member.clamp(min=0))
     same = {name: torch.cat([z] * len(views)) for name, z in same.items()}

@@ -207,7 +207,8 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
         u = torch.from_numpy(rng.random((groups, ids.shape[1])))          # (G, L)
         order = torch.from_numpy(rng.permutation(groups))  # ties no row to a stratum
         share = stratified_times(groups, rng.random())[order]             # (G,)
-        u, share = (z.repeat_interleave(alike, 0).to(ids.device) for z in (u, share))
+        u = u.repeat_interleave(alike, 0).to(ids.device)                  # (B, L)
+        share = share.repeat_interleave(alike).to(ids.device)             # (B,)
         k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
         x, hidden = mask_exactly(ids, noised, k, u, mask_id)              # (B, L)
         nll = token_nll(predict(x, hidden), ids[hidden], low[hidden], high[hidden])  # (M,)
@@ -240,7 +241,8 @@ class Denoiser:
     top_k: int = 0
     top_p: float = 1.0
 
-    def __post_init__(self):  # evaluations of the network, a row
+    def __post_init__(self):
+        # (B,) evaluations of the network, of each row
         self.nfe = torch.zeros(len(self.low), dtype=torch.long, device=self.low.device)
 
     def logits(self, x, where):

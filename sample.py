@@ -106,15 +106,15 @@ def options_of(sampler):
     return sampler.options
 
 
-OF_PROMPTS = ("guidance", "candidates", "rounds")  # what they weigh is how samples fit a prompt
+OF_CONDITIONS = ("guidance", "candidates", "rounds")  # they compare samples with a condition
 
 
-def check_options(task, changes, prompted):
+def check_options(task, changes, infilling=False):
     """UsageError for an option that only other samplers than the task's have, or that changes
-    nothing where there is no prompt."""
-    for name in OF_PROMPTS:
-        if not prompted and changes.get(name) is not None:
-            raise UsageError(f"{flag(name)} is of tasks with a prompt, not of texts and infilling")
+    nothing, since texts and infilling have no condition."""
+    for name in OF_CONDITIONS:
+        if (infilling or task == "text") and changes.get(name) is not None:
+            raise UsageError(f"{flag(name)} changes nothing in texts and infilling: leave it out")
     sampler = settings_for(task, **changes)["sampler"]
     own = options_of(sampler)
     options = {name for other in diffusion.SAMPLERS for name in options_of(other)}
@@ -449,8 +449,9 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
     start = HEAD
     if modality == "image":
         start += run.tokenizers["image"].config.colours
-    first, last = (start + int(part * (HEAD + len(codes) - start)) for part in share)
-    document[first:last] = MASK
+    free = HEAD + len(codes) - start
+    first, last = share
+    document[start + int(first * free):start + int(last * free)] = MASK
     rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0
@@ -592,14 +593,14 @@ def run_infill(run, args, changes):
         if args.caption:
             raise UsageError("--caption is of a picture or a clip, not of a text")
         check_trained(run, "infill", "text")
-        check_options("text", changes, prompted=False)
+        check_options("text", changes, infilling=True)
         tokens = hole_tokens(args.hole or "2")
         return infill_text(run, prompt, tokens, n, args.seed, changes, args.watch)
     if not Path(prompt).exists():
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     check_trained(run, "infill", TASKS[f"text-to-{modality}"][0])
-    check_options(f"text-to-{modality}", changes, prompted=False)
+    check_options(f"text-to-{modality}", changes, infilling=True)
     item = read_prompt(run, modality, prompt)
     share = hole_share(args.hole or "0.5:1")
     return infill_file(run, modality, item, share, args.caption, n, args.seed, changes,
@@ -630,7 +631,7 @@ def parse():
     changes = {name: getattr(args, name) for name in SETTINGS}
     given = ["text"]  # of infill
     if args.task != "infill":
-        check_options(args.task, changes, prompted=args.task != "text")
+        check_options(args.task, changes)
         given = given_members(args.task)
     if given and not any(prompt.strip() for prompt in args.prompt):
         raise UsageError(f"{args.task} needs a prompt: a {given[0]}")

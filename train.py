@@ -68,6 +68,14 @@ TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
 WEIGHTINGS = ("bound", "unweighted")
 
 
+def json_object(text):
+    """A type of flag: '{"width": 128}' -> a dict."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text} is no JSON object such as {{"name": 1}}')
+    return value
+
+
 def one_of(names):
     def parse(text):
         if text not in names:
@@ -118,8 +126,8 @@ class Config:
 
     vocab_size: int = setting(512, "ids of the text tokenizer, bytes included",
                               number(int, 256, 2 ** 20))
-    image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json.loads)
-    speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json.loads)
+    image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json_object)
+    speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json_object)
     image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
     speech_steps: int = setting(2000, "training steps of the speech tokenizer", number(int, 1))
 
@@ -141,7 +149,7 @@ class Config:
                                name_values(MODES, SHARE))
 
     preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
-    shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json.loads)
+    shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json_object)
     batch_tokens: int = setting(2048, "tokens a step, all kinds together", number(int, 1))
     micro_batch: int = setting(0, "rows in the network at a time; 0: all", number(int, 0))
     optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)",
@@ -168,7 +176,8 @@ class Config:
 
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
-    side = config.image_side or 8 * (config.image_tokenizer.get("patch") or 4)
+    patch = config.image_tokenizer.get("patch") or 4
+    side = config.image_side or 8 * patch  # until the pictures are read, any that squares divide
     attempts = {
         "--schedule": lambda: diffusion.schedule(config.schedule),
         "--shape": lambda: config.model(vocab=8, places=8),

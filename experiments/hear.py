@@ -3,12 +3,12 @@
     python experiments/hear.py out/clips/clips.json --json experiments/results/hear.json
     python experiments/hear.py out/clips/clips.json --whisper MODEL
 
-Each clip is heard twice: by a recogniser that knows English, and by one that knows the clips'
-world, too, as a person would. Pocketsphinx (`pip install pocketsphinx numpy`, its American English
-model comes with it) is then told which word follows which in the texts of all clips. Whisper
-(`pip install faster-whisper`, MODEL is a model's folder) is given a prompt of a dozen phrases. Both
-need an environment of their own: this script imports nothing of the project. Numbers in digits
-count as the words that they stand for; "and" does not count.
+Each clip is heard by a recogniser that knows the clips' world, as a person would, and some of each
+group (--english) by one that knows English alone. Pocketsphinx (`pip install pocketsphinx numpy`,
+its American English model comes with it) is told of the world which word follows which in the texts
+of all clips. Whisper (`pip install faster-whisper`, MODEL is a model's folder) is given a prompt of
+a dozen phrases. Both need an environment of their own: this script imports nothing of the project.
+Numbers in digits count as the words that they stand for; "and" does not count.
 """
 import argparse
 import json

@@ -31,7 +31,9 @@ def read(folder):
             bits = [entry[unit], entry[f"{unit}_stderr"], entry["documents"]]
             cells[f"bound, {name}"][unit.replace("_", " ")] = bits
     log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    facts = {"seed": config["config"]["seed"], "steps": json.loads(log[-1])["step"],
+    notes = {f"{task}: {name}": marks["note"] for task, result in scores.items()
+             for name, marks in result.get("cells", {}).items() if "note" in marks}
+    facts = {"seed": config["config"]["seed"], "steps": json.loads(log[-1])["step"], "notes": notes,
              "seconds": files.read_json(folder / "seconds.json", {}),
              "tokenizers": files.read_json(folder / "tokenizers.json", {})}
     return cells, facts

@@ -8,7 +8,7 @@
     tokenizer.name                             12 hex digits that change whenever the ids could
 
 A sample is a str, a uint8 picture (height, width, channels) or a float32 wave (samples,) at 16 kHz
-in [-1, 1]. What cannot be encoded or decoded raises a ValueError.
+in [-1, 1]. Ids that cannot be decoded raise a ValueError.
 """
 import numpy as np
 

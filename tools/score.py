@@ -310,7 +310,7 @@ def score(run, n=200, seed=SEED, tasks=(), **changes):
     for task in tasks or cells:
         if task not in cells:
             raise files.UsageError(f"{task}: this run is judged on {', '.join(cells)}")
-        sample.check_options(task, changes, prompted=task != "text")
+        sample.check_options(task, changes)
     out = {}
     for task in tasks or cells:
         out[task] = score_task(run, task, cells[task], seed, changes)
