@@ -3,12 +3,12 @@
     python experiments/hear.py out/clips/clips.json --json experiments/results/hear.json
     python experiments/hear.py out/clips/clips.json --whisper MODEL
 
-Each clip is heard by a recogniser that knows the clips' world, as a person would, and some of each
-group (--english) by one that knows English alone. Pocketsphinx (`pip install pocketsphinx numpy`,
-its American English model comes with it) is told of the world which word follows which in the texts
-of all clips. Whisper (`pip install faster-whisper`, MODEL is a model's folder) is given a prompt of
-a dozen phrases. Both need an environment of their own: this script imports nothing of the project.
-Numbers in digits count as the words that they stand for; "and" does not count.
+Each clip is heard by a recogniser that knows the clips' world, as a person would, and by one that
+knows English alone. Pocketsphinx (`pip install pocketsphinx numpy`, its American English model
+comes with it) is told of the world which word follows which in the texts of all clips. Whisper
+(`pip install faster-whisper`, MODEL is a model's folder) is given a prompt of a dozen phrases. Both
+need an environment of their own: this script imports nothing of the project. Numbers in digits
+count as the words that they stand for; "and" does not count.
 """
 import argparse
 import json
@@ -123,8 +123,6 @@ def main():
     parser.add_argument("--whisper", metavar="MODEL", help="folder of a model for faster-whisper")
     parser.add_argument("--prompt", default=PROMPT, help="what Whisper is told of the world")
     parser.add_argument("--json", type=Path, help="where the rates go (beside the clips)")
-    parser.add_argument("--english", type=int, default=40, metavar="N",
-                        help="clips a group for the ear that is told nothing, a slow one (40)")
     args = parser.parse_args()
     entries = json.loads(args.clips.read_text(encoding="utf-8"))
     if args.whisper:
@@ -139,8 +137,6 @@ def main():
         groups = {}
         for entry in entries:
             group = groups.setdefault(f"{entry['speaker']}, {entry['split']}", [])
-            if name == "knows English" and len(group) == args.english:
-                continue
             heard = hear(read_clip(args.clips.parent / entry["file"]))
             entry[name] = heard
             wanted = words(entry["text"])
