@@ -14,7 +14,7 @@ from pathlib import Path
 
 # OpenMP's idle threads spin. Beside another busy process that costs most of the speed.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # costs nothing alone: experiments/busy.py
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # how long: experiments/busy.py
 
 import torch  # noqa: E402
 
