@@ -47,10 +47,8 @@ def judge_captions(scenes, outputs):
 def judge_things(scenes, outputs):
     """As `judge_pictures`, on any ground: speech says none."""
     read = judges.read_pictures(np.stack(outputs["image"]))
-    wanted = []
-    for scene, found in zip(scenes, read):
-        ground = found.background if found else scene.background
-        wanted.append(replace(scene, background=ground))
+    wanted = [replace(scene, background=found.background) if found else scene
+              for scene, found in zip(scenes, read)]
     marks = judges.judge_scenes(read, wanted)
     marks["background"] = np.full(len(scenes), np.nan)
     return marks
@@ -79,7 +77,7 @@ def judge_transcripts(phrases, outputs):
 
 
 def judge_own_text(outputs):
-    texts = [text if set(text.split()) - {"a"} else "?" for text in outputs["text"]]
+    texts = [text if speechjudge.content(text) else "?" for text in outputs["text"]]
     return judge_speech(texts, outputs)
 
 
@@ -104,17 +102,18 @@ def learnt_pictures(run):
 def fresh_pictures(run, known, scenes, seed, tries=40):
     """Pictures of scenes whose tokens none of the `known` has (see `learnt_pictures`) -> pictures,
     and how many are left that do after so many tries."""
-    pictures = toyworld.draw(scenes, seed)
-    stale = np.arange(len(scenes))
-    for attempt in range(1, tries + 1):
-        codes = run.tokenizers["image"].encode(list(pictures[stale]))
-        ids = [run.stream.to_ids("image", c) for c in codes]
-        stale = stale[[tuple(picture) in known for picture in ids]]
-        if not len(stale) or attempt == tries:
+    pictures = [None] * len(scenes)
+    stale = range(len(scenes))
+    for attempt in range(tries):
+        drawn = toyworld.draw([scenes[i] for i in stale], seed + 7919 * attempt)
+        for i, picture in zip(stale, drawn):
+            pictures[i] = picture
+        codes = run.tokenizers["image"].encode(list(drawn))
+        ids = [tuple(run.stream.to_ids("image", c)) for c in codes]
+        stale = [i for i, picture in zip(stale, ids) if picture in known]
+        if not stale:
             break
-        again = [scenes[i] for i in stale]
-        pictures[stale] = toyworld.draw(again, seed + 7919 * attempt)
-    return list(pictures), len(stale)
+    return pictures, len(stale)
 
 
 def picture_cells(run, n, seed):
@@ -126,9 +125,7 @@ def picture_cells(run, n, seed):
             scenes = toyworld.scenes(n, at, split, things)
             captions = [toyworld.caption(scene) for scene in scenes]
             pictures, stale = fresh_pictures(run, known, scenes, at)
-            note = ""
-            if stale:
-                note = f"{stale} of {n} pictures have the tokens of a training picture"
+            note = f"{stale} of {n} pictures have the tokens of a training picture" if stale else ""
             cell = f"{split}, {name}"
             yield "text-to-image", cell, Cell(captions, partial(judge_pictures, scenes))
             yield "image-to-text", cell, Cell(pictures, partial(judge_captions, scenes), note)
@@ -137,8 +134,7 @@ def picture_cells(run, n, seed):
 
 def speech_cells(run, n, seed):
     """(task, name, Cell) of clips and their transcripts."""
-    things, numbers = toyspeech.all_phrases("seen")
-    few = len(things) + len(numbers)
+    few = sum(map(len, toyspeech.all_phrases("seen")))
     notes = {"seen": f"all {few} phrases are in the training, in other utterances", "unseen": ""}
     for split, first in SPLITS.items():
         phrases = toyspeech.phrases(n, seed + first, split)
@@ -252,12 +248,8 @@ def diversity(run, task, prompts, seed, changes, repeats=8):
     alike = groups[:, :, None] == groups[:, None]                         # (P, R, R, L)
     p = alike.mean(2)                                                     # (P, R, L)
     entropy = -np.log(p).mean(1).sum(1)                                   # (P,)
-    return {
-        "prompts": len(groups),
-        "samples": repeats,
-        "distinct": float(np.mean(distinct)) / repeats,
-        "entropy": float(entropy.mean()),
-    }
+    return {"prompts": len(groups), "samples": repeats,
+            "distinct": float(np.mean(distinct)) / repeats, "entropy": float(entropy.mean())}
 
 
 def score_task(run, task, cells, seed, changes):
@@ -278,22 +270,18 @@ def reconstructions(run, n, seed):
     them: {modality: {"n", "true": (mean, error), "tokens": (mean, error)}}."""
     scenes = toyworld.scenes(n, seed)
     phrases = toyspeech.phrases(n, seed)
-    true = {
+    originals = {
         "image": (list(toyworld.draw(scenes, seed)), partial(judge_pictures, scenes)),
         "speech": (toyspeech.speak(phrases, seed), partial(judge_speech, phrases)),
     }
     out = {}
-    for modality, (samples, judge) in true.items():
+    for modality, (samples, judge) in originals.items():
         if modality in run.stream.codes:
             codes = run.tokenizers[modality].encode(samples)
             again = run.tokenizers[modality].decode(codes)
-            before = judge({modality: samples})["all"]
-            after = judge({modality: again})["all"]
-            out[modality] = {
-                "n": n,
-                "true": mean_and_error(before),
-                "tokens": mean_and_error(after),
-            }
+            true = mean_and_error(judge({modality: samples})["all"])
+            tokens = mean_and_error(judge({modality: again})["all"])
+            out[modality] = {"n": n, "true": true, "tokens": tokens}
     return out
 
 
@@ -334,8 +322,7 @@ def units_of(run, modality, codes):
     tokenizer = run.tokenizers[modality]
     if modality == "text":  # bytes that begin a character: cut ones then count once
         text = tokenizer.bpe.decode_bytes(codes.tolist())
-        content = np.frombuffer(text, np.uint8)
-        return int((content & 0xC0 != 0x80).sum())
+        return sum(byte & 0xC0 != 0x80 for byte in text)
     config = tokenizer.config
     if modality == "image":
         return config.side ** 2 * config.channels
@@ -351,12 +338,9 @@ def extent_nats(run, extents):
     """
     training, _ = run.documents["text"]
     longest = run.stream.slots["text"][0]
+    possible = [*range(ROUND, longest, ROUND), longest]
     counts = np.bincount(training.lengths() - HEAD, minlength=longest + 1) + 1.0
-    possible = np.arange(longest + 1) % ROUND == 0
-    possible[0] = False
-    possible[longest] = True
-    counts *= possible
-    return -np.log(counts[extents] / counts.sum())
+    return -np.log(counts[extents] / counts[possible].sum())
 
 
 def ratio(amounts, counts):
@@ -372,22 +356,8 @@ def directions(kind):
     members = KINDS[kind]
     if len(members) == 1:
         return {members[0]: members}
-    named = {"joint": members}
-    for modality, other in (members, members[::-1]):
-        named[f"{modality} given {other}"] = (modality,)
-    return named
-
-
-def figures(nats, tokens):
-    """Of documents' bounds and noised tokens, (N,) each."""
-    mean, error = ratio(nats, tokens)
-    return {
-        "documents": len(nats),
-        "nats_per_token": mean,
-        "stderr": error,
-        "bits_per_token": mean / np.log(2),
-        "nats_per_document": float(nats.mean()),
-    }
+    a, b = members
+    return {"joint": members, f"{a} given {b}": (a,), f"{b} given {a}": (b,)}
 
 
 def figures_a_unit(run, kind, modality, ids, nats):
@@ -415,7 +385,9 @@ def bounds(run, documents=512, rounds=4, seed=11):
             nats = nats.cpu().numpy()
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
-            entry = figures(nats, tokens)
+            mean, error = ratio(nats, tokens)
+            entry = {"documents": len(nats), "nats_per_token": mean, "stderr": error,
+                     "bits_per_token": mean / np.log(2), "nats_per_document": float(nats.mean())}
             if len(members) == 1:
                 entry |= figures_a_unit(run, kind, members[0], ids, nats)
             out[f"{kind}: {name}"] = entry
