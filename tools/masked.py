@@ -13,8 +13,7 @@ def greyed(pixels, masked):
     """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into grey."""
     height = pixels.shape[0] // masked.shape[0]
     width = pixels.shape[1] // masked.shape[1]
-    share = masked.repeat(height, 0).repeat(width, 1)                     # (H, W)
-    share = share[:, :, None]
+    share = masked.repeat(height, 0).repeat(width, 1)[:, :, None]         # (H, W, 1)
     return pixels * (1 - share) + GREY * share
 
 
@@ -30,20 +29,16 @@ def masked_picture(run, ids):
     """Ids of a picture (slot,) -> uint8 (4 + H, W, 4): it under a strip of its colours."""
     tokenizer = run.tokenizers["image"]
     masked = ids == MASK
-    codes = (ids - run.stream.start["image"]).astype(np.int32)
-    codes[masked] = 0
+    codes = np.where(masked, 0, ids - run.stream.start["image"])
     count = tokenizer.config.colours
-    palette = tokenizer.colours_of(codes[:count]).copy()                  # (K, C)
+    palette = tokenizer.colours_of(codes[:count])                         # (K, C)
     palette[masked[:count]] = GREY
     pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
-    squares = masked[count:].reshape(tokenizer.config.grid)
-    pixels = greyed(pixels, squares)
+    pixels = greyed(pixels, masked[count:].reshape(tokenizer.config.grid))
     width = pixels.shape[1]
-    column = np.arange(width)
-    strip = palette[column * count // width]                              # (W, C)
+    strip = palette[np.arange(width) * count // width]                    # (W, C)
     pixels = np.concatenate(([strip] * 4, pixels))
-    gap = np.arange(len(pixels)) == 3
-    return rgba(pixels, ~gap[:, None])
+    return rgba(pixels, np.arange(len(pixels))[:, None] != 3)  # a gap below the strip
 
 
 HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
@@ -56,8 +51,7 @@ HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
 
 def spectrogram(magnitudes):
     """Magnitudes (bins, T) -> (H, T, 3): up to 5 kHz over 60 dB, a column of pixels a frame."""
-    heard = magnitudes[:320:4].clip(1e-5)
-    decibels = 20 * np.log10(heard)
+    decibels = 20 * np.log10(magnitudes[:320:4].clip(1e-5))
     loudness = 1 + (decibels - decibels.max()) / 60
     stops, *colours = HEAT.T
     channels = [np.interp(loudness, stops, colour) for colour in colours]
@@ -69,15 +63,12 @@ def masked_clip(run, ids):
     groups, size = run.stream.codes["speech"]
     masked = ids == MASK
     first, _ = run.stream.ranges("speech", np.arange(len(ids)))
-    codes = ids - first
-    codes[masked] = 0
+    codes = np.where(masked, 0, ids - first)
     over = np.logical_or.accumulate(codes >= size)
     codes[over] = 0
-    codes = codes.astype(np.int32)
     magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
     pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
-    share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)
-    pixels = greyed(pixels, share)
+    pixels = greyed(pixels, masked.reshape(1, -1, groups).mean(2))  # by the share of a step
     there = ~over[groups - 1::groups]                                     # (steps,)
     frames = pixels.shape[1] // len(there)  # of a step
     return rgba(pixels, there.repeat(frames))
