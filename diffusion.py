@@ -73,7 +73,7 @@ PAIR_MODES = {
 
 def stratified_times(n, u):
     """n times, one in each n-th of [0, 1): (u + i / n) mod 1, u one uniform. (n,) float64."""
-    return (u + torch.arange(n, dtype=torch.float64) / max(n, 1)) % 1.0
+    return (u + torch.arange(n, dtype=torch.float64) / n) % 1.0
 
 
 def noise_levels(t, roles, schedule, complement=False, unweighted=False):
@@ -217,12 +217,6 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
 # Proposals of the network.
 
 
-def guide(conditional, unconditional, guidance):
-    """Classifier-free guidance: l_u + (1 + w) (l_c - l_u); w = 0 is none (UniDisc, 2503.20853)."""
-    mixed = conditional + guidance * (conditional - unconditional)
-    return torch.where(torch.isneginf(conditional), conditional, mixed)
-
-
 @dataclass
 class Denoiser:
     """What the network says of masked tokens, and draws from it."""
@@ -231,7 +225,7 @@ class Denoiser:
     high: torch.Tensor
     mask_id: int
     condition: torch.Tensor    # (B, L) bool: hidden in the unconditional branch
-    guidance: float
+    guidance: float            # 0: none
     generator: torch.Generator
     temperature: float = 1.0
     top_k: int = 0
@@ -248,11 +242,12 @@ class Denoiser:
         self.nfe += rows
         logits = self.predict(x[rows], where[rows]).float()               # (M, V)
         logits = restrict(logits, self.low[where], self.high[where])
-        if self.guidance:
+        if self.guidance:  # classifier-free: l_c + w (l_c - l_u) (UniDisc, 2503.20853)
             self.nfe += rows
             alone = x.masked_fill(self.condition, self.mask_id)
             unconditional = self.predict(alone[rows], where[rows]).float()
-            logits = guide(logits, unconditional, self.guidance)
+            mixed = logits + self.guidance * (logits - unconditional)
+            logits = torch.where(logits.isneginf(), logits, mixed)  # other ids stay impossible
         return logits
 
     def propose(self, x, where):

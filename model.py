@@ -13,9 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# ------------------------------------------------------------------------------------------------
-# Shapes.
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -177,8 +174,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = {}  # matrices of one shape go through one product
             for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
+                by_shape.setdefault(p.shape, []).append(p)
             for (rows, columns), matrices in by_shape.items():
                 ahead = torch.stack([self.look_ahead(p, group["momentum"]) for p in matrices])
                 lr = group["lr"] * math.sqrt(max(1, rows / columns))

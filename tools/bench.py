@@ -65,7 +65,9 @@ def wait(device):
 
 def matmul_rate(device, dtype):
     """FLOP/s of a large matrix product: the best of ten."""
-    n = 1024 if device.type == "cpu" else 8192
+    n = 8192
+    if device.type == "cpu":
+        n = 1024
     a = torch.ones(n, n, dtype=dtype, device=device)
 
     def product():
@@ -124,7 +126,7 @@ def bench(config, device):
                   tokens_per_step=training.tokens, matmul_flops=rate)
     print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
           "{padding:.1%} of them padding".format(**result))
-    print(" " * 20 + "batch       step   tokens/s  utilised", flush=True)
+    print("                    batch       step   tokens/s  utilised", flush=True)
     result["diffusion"] = measure("diffusion", training, rate)
     del training  # and its memory
     twin = Twin(config, stream, documents, device)

@@ -13,7 +13,8 @@ def greyed(pixels, masked):
     """Blend the masked share (h, w) in [0, 1] of pixels (H, W, C) into grey."""
     height = pixels.shape[0] // masked.shape[0]
     width = pixels.shape[1] // masked.shape[1]
-    share = masked.repeat(height, 0).repeat(width, 1)[:, :, None]         # (H, W, 1)
+    share = masked.repeat(height, 0).repeat(width, 1)                     # (H, W)
+    share = share[:, :, None]
     return pixels * (1 - share) + GREY * share
 
 
@@ -29,14 +30,16 @@ def masked_picture(run, ids):
     """Ids of a picture (slot,) -> uint8 (4 + H, W, 4): it under a strip of its colours."""
     tokenizer = run.tokenizers["image"]
     masked = ids == MASK
-    codes = np.where(masked, 0, ids - run.stream.start["image"])
+    codes = run.stream.to_codes("image", ids)  # masks read as 0
     count = tokenizer.config.colours
     palette = tokenizer.colours_of(codes[:count])                         # (K, C)
     palette[masked[:count]] = GREY
     pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
-    pixels = greyed(pixels, masked[count:].reshape(tokenizer.config.grid))
+    squares = masked[count:].reshape(tokenizer.config.grid)
+    pixels = greyed(pixels, squares)
     width = pixels.shape[1]
-    strip = palette[np.arange(width) * count // width]                    # (W, C)
+    column = np.arange(width)
+    strip = palette[column * count // width]                              # (W, C)
     pixels = np.concatenate(([strip] * 4, pixels))
     return rgba(pixels, np.arange(len(pixels))[:, None] != 3)  # a gap below the strip
 
@@ -51,7 +54,8 @@ HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
 
 def spectrogram(magnitudes):
     """Magnitudes (bins, T) -> (H, T, 3): up to 5 kHz over 60 dB, a column of pixels a frame."""
-    decibels = 20 * np.log10(magnitudes[:320:4].clip(1e-5))
+    heard = magnitudes[:320:4].clip(1e-5)
+    decibels = 20 * np.log10(heard)
     loudness = 1 + (decibels - decibels.max()) / 60
     stops, *colours = HEAT.T
     channels = [np.interp(loudness, stops, colour) for colour in colours]
@@ -68,7 +72,8 @@ def masked_clip(run, ids):
     codes[over] = 0
     magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
     pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
-    pixels = greyed(pixels, masked.reshape(1, -1, groups).mean(2))  # by the share of a step
+    share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)
+    pixels = greyed(pixels, share)
     there = ~over[groups - 1::groups]                                     # (steps,)
     frames = pixels.shape[1] // len(there)  # of a step
     return rgba(pixels, there.repeat(frames))

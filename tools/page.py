@@ -168,7 +168,8 @@ def task_films(run, task, seed):
     made = sample.answer(run, task, ids, seed, record=True)
     sure = sureness(run, made.film)
     cards = [card(run, task, made, sure, truth, row) for row in range(len(truth))]
-    settings = ", ".join(f"{name} {value}" for name, value in sample.settings_for(task).items())
+    settings = [f"{name} {value}" for name, value in sample.settings_for(task).items()]
+    settings = ", ".join(settings)
     return f"""<section class=task><h3>{task.replace("-", " ")}<button>&#9654; play</button></h3>
 <p class=soft>{made.nfe:.0f} evaluations of the network a sample: {settings}</p>
 <div class=cards>{"".join(cards)}</div></section>"""
@@ -206,7 +207,8 @@ def bar(name, cell):
 def bars(scores):
     """Scores as HTML, those of seen and unseen things side by side."""
     parts = []
-    for task in [task for task in (*TASKS, *ACROSS) if task in scores]:
+    tasks = [task for task in (*TASKS, *ACROSS) if task in scores]
+    for task in tasks:
         cells = scores[task]["cells"]
         names = sorted(cells, key=lambda name: name.split(", ")[-1])  # "seen, X" by "unseen, X"
         shown = [bar(name, cells[name]) for name in names]
@@ -286,16 +288,17 @@ def write(folder, run=None, seed=0):
     scores = files.read_json(folder / "scores.json")
     body = []
     lines = []
-    if (folder / "log.jsonl").exists():
-        log = (folder / "log.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in log.splitlines()]
+    log = folder / "log.jsonl"
+    if log.exists():
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if lines:
         body.append(f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} "
                     f"tokens: {', '.join(saved['stream']['slots'])}.</p>")
+    shown = folder / "films.html"
     if run:
-        files.write_text(folder / "films.html", films(run, seed))
-    if (folder / "films.html").exists():
-        body.append((folder / "films.html").read_text(encoding="utf-8"))
+        files.write_text(shown, films(run, seed))
+    if shown.exists():
+        body.append(shown.read_text(encoding="utf-8"))
     if scores:
         body.append(bars(scores))
     if lines:

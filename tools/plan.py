@@ -56,7 +56,8 @@ def plan(config, vocab=None, tokens=None, throughput=None):
     flops = flops_per_token(net, length, looked=0.5)
     print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, "
           f"{shape.width // shape.head_dim} heads of {shape.head_dim}, {vocab:,} ids")
-    print("parameters:", ", ".join(f"{group} {number:,}" for group, number in counts.items()))
+    parts = [f"{group} {number:,}" for group, number in counts.items()]
+    print("parameters:", ", ".join(parts))
     print(f"memory: weights {4 * total / GIB:.2f} GiB in float32, training {state / GIB:.2f} GiB "
           "(weights, gradients, averaged weights, moments), activations on top")
     print(f"cost: {flops:.3e} FLOP a token (6 N + 12 depth width length; {length} tokens a row, "

@@ -47,8 +47,10 @@ def judge_captions(scenes, outputs):
 def judge_things(scenes, outputs):
     """As `judge_pictures`, on any ground: speech says none."""
     read = judges.read_pictures(np.stack(outputs["image"]))
-    wanted = [replace(scene, background=found.background) if found else scene
-              for scene, found in zip(scenes, read)]
+    wanted = []
+    for scene, found in zip(scenes, read):
+        ground = found.background if found else scene.background
+        wanted.append(replace(scene, background=ground))
     marks = judges.judge_scenes(read, wanted)
     marks["background"] = np.full(len(scenes), np.nan)
     return marks
@@ -102,18 +104,17 @@ def learnt_pictures(run):
 def fresh_pictures(run, known, scenes, seed, tries=40):
     """Pictures of scenes whose tokens none of the `known` has (see `learnt_pictures`) -> pictures,
     and how many are left that do after so many tries."""
-    pictures = [None] * len(scenes)
+    pictures = {}  # of each scene's number
     stale = range(len(scenes))
     for attempt in range(tries):
         drawn = toyworld.draw([scenes[i] for i in stale], seed + 7919 * attempt)
-        for i, picture in zip(stale, drawn):
-            pictures[i] = picture
+        pictures.update(zip(stale, drawn))
         codes = run.tokenizers["image"].encode(list(drawn))
         ids = [tuple(run.stream.to_ids("image", c)) for c in codes]
         stale = [i for i, picture in zip(stale, ids) if picture in known]
         if not stale:
             break
-    return pictures, len(stale)
+    return list(pictures.values()), len(stale)
 
 
 def picture_cells(run, n, seed):
@@ -125,7 +126,9 @@ def picture_cells(run, n, seed):
             scenes = toyworld.scenes(n, at, split, things)
             captions = [toyworld.caption(scene) for scene in scenes]
             pictures, stale = fresh_pictures(run, known, scenes, at)
-            note = f"{stale} of {n} pictures have the tokens of a training picture" if stale else ""
+            note = ""
+            if stale:
+                note = f"{stale} of {n} pictures have the tokens of a training picture"
             cell = f"{split}, {name}"
             yield "text-to-image", cell, Cell(captions, partial(judge_pictures, scenes))
             yield "image-to-text", cell, Cell(pictures, partial(judge_captions, scenes), note)
@@ -134,7 +137,8 @@ def picture_cells(run, n, seed):
 
 def speech_cells(run, n, seed):
     """(task, name, Cell) of clips and their transcripts."""
-    few = sum(map(len, toyspeech.all_phrases("seen")))
+    things, numbers = toyspeech.all_phrases("seen")
+    few = len(things) + len(numbers)
     notes = {"seen": f"all {few} phrases are in the training, in other utterances", "unseen": ""}
     for split, first in SPLITS.items():
         phrases = toyspeech.phrases(n, seed + first, split)
@@ -248,8 +252,12 @@ def diversity(run, task, prompts, seed, changes, repeats=8):
     alike = groups[:, :, None] == groups[:, None]                         # (P, R, R, L)
     p = alike.mean(2)                                                     # (P, R, L)
     entropy = -np.log(p).mean(1).sum(1)                                   # (P,)
-    return {"prompts": len(groups), "samples": repeats,
-            "distinct": float(np.mean(distinct)) / repeats, "entropy": float(entropy.mean())}
+    return {
+        "prompts": len(groups),
+        "samples": repeats,
+        "distinct": float(np.mean(distinct)) / repeats,
+        "entropy": float(entropy.mean()),
+    }
 
 
 def score_task(run, task, cells, seed, changes):
@@ -279,9 +287,13 @@ def reconstructions(run, n, seed):
         if modality in run.stream.codes:
             codes = run.tokenizers[modality].encode(samples)
             again = run.tokenizers[modality].decode(codes)
-            true = mean_and_error(judge({modality: samples})["all"])
-            tokens = mean_and_error(judge({modality: again})["all"])
-            out[modality] = {"n": n, "true": true, "tokens": tokens}
+            before = judge({modality: samples})["all"]
+            after = judge({modality: again})["all"]
+            out[modality] = {
+                "n": n,
+                "true": mean_and_error(before),
+                "tokens": mean_and_error(after),
+            }
     return out
 
 
@@ -386,8 +398,13 @@ def bounds(run, documents=512, rounds=4, seed=11):
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
             mean, error = ratio(nats, tokens)
-            entry = {"documents": len(nats), "nats_per_token": mean, "stderr": error,
-                     "bits_per_token": mean / np.log(2), "nats_per_document": float(nats.mean())}
+            entry = {
+                "documents": len(nats),
+                "nats_per_token": mean,
+                "stderr": error,
+                "bits_per_token": mean / np.log(2),
+                "nats_per_document": float(nats.mean()),
+            }
             if len(members) == 1:
                 entry |= figures_a_unit(run, kind, members[0], ids, nats)
             out[f"{kind}: {name}"] = entry
@@ -433,14 +450,6 @@ def task_lines(task, result):
     yield " " * 16 + told + f"{result['nfe']:.1f} NFE, {ms:.0f} ms a sample"
 
 
-def bound_line(name, entry):
-    line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
-    line += f"{entry['bits_per_token']:.3f} a token"
-    for unit in with_errors(entry):
-        line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
-    return line
-
-
 def table(scores):
     """The scores as lines of text."""
     lines = [f"{'task':15} {'cell':19} {'right':>13}   by attribute"]
@@ -453,7 +462,12 @@ def table(scores):
         lines.append(f"{modality} tokenizer: {after} read right after it, {before} before it")
     if "bound" in scores:
         lines.append(f"\n{'bound on held-out data':38} {'nats a token':>15}   bits")
-        lines += [bound_line(name, entry) for name, entry in scores["bound"].items()]
+        for name, entry in scores["bound"].items():
+            line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
+            line += f"{entry['bits_per_token']:.3f} a token"
+            for unit in with_errors(entry):
+                line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
+            lines.append(line)
     return "\n".join(lines)
 
 
