@@ -58,11 +58,11 @@ def speech_from_captions(run, texts):
     ends = end_probability(run, "speech-text", codes) > 0.5               # (words of all texts,)
     documents = []
     first = 0
-    for count in map(len, beginnings):
-        ends[first + count - 1] = True
-        said = codes[first + int(ends[first:first + count].int().argmax())]
+    for end in ends.split([len(some) for some in beginnings]):
+        end[-1] = True
+        said = codes[first + int(end.int().argmax())]
         documents.append(run.stream.document("speech-text", [None, said[:slot - 1]]))
-        first += count
+        first += len(end)
     return data.stacked(documents), len(codes) / len(texts)
 
 

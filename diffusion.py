@@ -37,9 +37,7 @@ class Schedule:
 
 
 SCHEDULES = {
-    "linear": Schedule(
-        alpha=lambda t: 1 - t,
-        slope=lambda t: -torch.ones_like(t)),
+    "linear": Schedule(alpha=lambda t: 1 - t, slope=lambda t: -torch.ones_like(t)),
     "cosine": Schedule(
         alpha=lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)),
         slope=lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))),
@@ -75,7 +73,7 @@ PAIR_MODES = {
 
 def stratified_times(n, u):
     """n times, one in each n-th of [0, 1): (u + i / n) mod 1, u one uniform. (n,) float64."""
-    return (u + torch.arange(n, dtype=torch.float64) / max(n, 1)) % 1.0
+    return (u + torch.arange(n, dtype=torch.float64) / n) % 1.0
 
 
 def noise_levels(t, roles, schedule, complement=False, unweighted=False):
@@ -181,14 +179,10 @@ def token_nll(logits, target, low, high):
 # The bound, for evaluation: masks of exactly k tokens. Its variance is lower than with times.
 
 
-def mask_exactly(ids, noised, k, u, mask_id):
-    """Hide k of each row's noised tokens, uniformly chosen (LLaDA eq. 6, RADD eq. 11).
-
-    ids, noised (bool), u (uniforms): (B, L); k: (B,). Returns x_t and hidden, (B, L) each.
-    """
-    rank = u.masked_fill(~noised, 2.0).argsort(1).argsort(1)              # (B, L)
-    hidden = noised & (rank < k[:, None])
-    return ids.masked_fill(hidden, mask_id), hidden
+def highest(score, among, count):
+    """Where the count_i (B,) highest scores of row i are, of those `among`. (B, L) -> (B, L)."""
+    rank = score.masked_fill(~among, -torch.inf).argsort(1, descending=True).argsort(1)
+    return among & (rank < count[:, None])
 
 
 @torch.no_grad()
@@ -198,7 +192,8 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
     predict(x, where) -> logits (M, V) at the True positions of where (B, L). ids (B, L): clean.
     noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. alike: so many
     rows in succession, G groups in all, get the same masks.
-    Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k.
+    Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k (LLaDA
+    eq. 6, RADD eq. 11).
     """
     groups = len(ids) // alike
     n = noised.sum(1)                                                     # (B,)
@@ -210,7 +205,8 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
         u = u.repeat_interleave(alike, 0).to(ids.device)                  # (B, L)
         share = share.repeat_interleave(alike).to(ids.device)             # (B,)
         k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
-        x, hidden = mask_exactly(ids, noised, k, u, mask_id)              # (B, L)
+        hidden = highest(-u, noised, k)                                   # (B, L)
+        x = ids.masked_fill(hidden, mask_id)
         nll = token_nll(predict(x, hidden), ids[hidden], low[hidden], high[hidden])  # (M,)
         row = hidden.nonzero()[:, 0]                                      # (M,)
         total.index_add_(0, row, nll.double() * (n.double() / k)[row])
@@ -221,12 +217,6 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
 # Proposals of the network.
 
 
-def guide(conditional, unconditional, guidance):
-    """Classifier-free guidance: l_u + (1 + w) (l_c - l_u); w = 0 is none (UniDisc, 2503.20853)."""
-    mixed = conditional + guidance * (conditional - unconditional)
-    return torch.where(torch.isneginf(conditional), conditional, mixed)
-
-
 @dataclass
 class Denoiser:
     """What the network says of masked tokens, and draws from it."""
@@ -235,7 +225,7 @@ class Denoiser:
     high: torch.Tensor
     mask_id: int
     condition: torch.Tensor    # (B, L) bool: hidden in the unconditional branch
-    guidance: float
+    guidance: float            # 0: none
     generator: torch.Generator
     temperature: float = 1.0
     top_k: int = 0
@@ -252,11 +242,12 @@ class Denoiser:
         self.nfe += rows
         logits = self.predict(x[rows], where[rows]).float()               # (M, V)
         logits = restrict(logits, self.low[where], self.high[where])
-        if self.guidance:
+        if self.guidance:  # classifier-free: l_c + w (l_c - l_u) (UniDisc, 2503.20853)
             self.nfe += rows
             alone = x.masked_fill(self.condition, self.mask_id)
             unconditional = self.predict(alone[rows], where[rows]).float()
-            logits = guide(logits, unconditional, self.guidance)
+            mixed = logits + self.guidance * (logits - unconditional)
+            logits = torch.where(logits.isneginf(), logits, mixed)  # other ids stay impossible
         return logits
 
     def propose(self, x, where):
@@ -303,7 +294,6 @@ def filter_logits(logits, top_k=0, top_p=1.0):
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
         drop = p.cumsum(-1) - p >= top_p  # the mass before it is enough
-        drop[:, 0] = False
         drop = torch.zeros_like(drop).scatter(-1, order, drop)
         logits = logits.masked_fill(drop, -torch.inf)
     return logits
@@ -329,12 +319,6 @@ class Step:
         return uniform(self.hidden.shape, self.generator)
 
 
-def keep_best(score, candidates, count):
-    """The count_i (B,) candidates of row i with the highest score. (B, L) -> (B, L) bool."""
-    rank = score.masked_fill(~candidates, -torch.inf).argsort(1, descending=True).argsort(1)
-    return candidates & (rank < count[:, None])
-
-
 def ancestral(s):
     """Each masked token is revealed with probability (m_t - m_s) / m_t, m the mask rate (MDLM
     eq. 7). Exact in the limit of many steps; tokens of one step are independent."""
@@ -344,7 +328,7 @@ def ancestral(s):
 def first_hitting(s):
     """One token a call, uniformly chosen (2409.02908, Alg. 1): the network sees no time, so only
     the order matters. Exact at temperature 1 without guidance; as many calls as tokens."""
-    return keep_best(s.uniform(), s.hidden, torch.ones_like(s.hidden[:, 0], dtype=torch.long))
+    return highest(s.uniform(), s.hidden, s.hidden.any(1).long())
 
 
 def confidence(s, choice_temperature=1.0):
@@ -357,7 +341,7 @@ def confidence(s, choice_temperature=1.0):
     left = (s.missing.sum(1).double() * s.next_rate + 1e-9).floor().long()  # (B,)
     count = (s.hidden.sum(1) - left).clamp(min=0)                         # (B,)
     noise = gumbel(s.hidden.shape, s.generator)
-    return keep_best(s.logp + choice_temperature * s.remaining * noise, s.hidden, count)
+    return highest(s.logp + choice_temperature * s.remaining * noise, s.hidden, count)
 
 
 def entropy_bounded(s, budget=0.5, block=0):
@@ -442,12 +426,13 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
                         top_k, top_p)
     if missing is None:
         missing = x == mask_id
-    if not chooser.by_rate:
-        count = int(missing.sum(1).max())
-        rates = [1 - i / max(count, 1) for i in range(count + 1)]
+    if not chooser.by_rate:  # as many steps as tokens, at most
+        rates = np.linspace(1, 0, 1 + int(missing.sum(1).max()))
     film = [x]
     for k in range(len(rates) - 1):
         hidden = missing & (x == mask_id)
+        if not chooser.by_rate and not hidden.any():
+            break
         remaining = 1 - (k + 1) / (len(rates) - 1)
         s = Step(hidden, missing, rates[k], rates[k + 1], remaining, generator)
         if chooser.needs_proposals:
@@ -460,8 +445,6 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
         if chooser.mask_again:
             x = x.masked_fill(chooser.mask_again(s, **options), mask_id)
         film.append(x)
-        if not chooser.by_rate and not (missing & (x == mask_id)).any():
-            break
     for x in repair(denoiser, x, missing, correct):
         film.append(x)
     return x, denoiser.nfe, film if record else []
@@ -490,12 +473,9 @@ def repair(denoiser, x, missing, rounds, parts=8):
         settled = settled | (lack.amax(1) <= 0)
         if settled.all():
             return
-        worst = keep_best(lack, missing, (~settled).long())
+        worst = highest(lack, missing, (~settled).long())
         x, _, _ = denoiser.propose(x.masked_fill(worst, denoiser.mask_id), worst)
         yield x
-
-
-# ------------------------------------------------------------------------------------------------
 
 
 def main():

@@ -13,9 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# ------------------------------------------------------------------------------------------------
-# Shapes.
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -177,8 +174,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = {}  # matrices of one shape go through one product
             for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
+                by_shape.setdefault(p.shape, []).append(p)
             for (rows, columns), matrices in by_shape.items():
                 ahead = torch.stack([self.look_ahead(p, group["momentum"]) for p in matrices])
                 lr = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -284,10 +280,10 @@ class Block(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))               # (B, L, D)
 
     def forward(self, x, cos, sin, allowed):
-        x = x + self.scale * self.mix(F.rms_norm(x, x.shape[-1:], self.attn_norm),
-                                      cos, sin, allowed)
-        x = x + self.scale * self.mlp(F.rms_norm(x, x.shape[-1:], self.mlp_norm))
-        return x                                                          # (B, L, D)
+        normed = F.rms_norm(x, x.shape[-1:], self.attn_norm)
+        x = x + self.scale * self.mix(normed, cos, sin, allowed)
+        normed = F.rms_norm(x, x.shape[-1:], self.mlp_norm)
+        return x + self.scale * self.mlp(normed)                          # (B, L, D)
 
 
 class Transformer(nn.Module):
@@ -325,11 +321,10 @@ class Transformer(nn.Module):
         doc numbers the documents of packed rows; a token attends to its own document only.
         """
         config = self.config
-        length = ids.shape[1]
         allowed = (doc[:, :, None] == doc[:, None, :])[:, None]           # (B, 1, L, L)
         if config.causal:
             allowed = allowed.tril()
-        cos, sin = rope_table(length, config.head_dim, config.rope_base, ids.device)
+        cos, sin = rope_table(ids.shape[1], config.head_dim, config.rope_base, ids.device)
         x = self.embed(ids) + self.place(place)                           # (B, L, D)
         for block in self.blocks:
             x = block(x, cos, sin, allowed)                               # (B, L, D)

@@ -10,6 +10,7 @@ import dataclasses
 import resource
 import sys
 import time
+import timeit
 
 import files  # before torch: it tells OpenMP how to wait
 import numpy as np
@@ -41,11 +42,8 @@ def random_documents(config, count=300):
         made["image-text"].append(stream.document("image-text", pair))
         pair = codes("speech", 69), codes("text", 7)
         made["speech-text"].append(stream.document("speech-text", pair))
-    documents = {}
-    for kind, docs in made.items():
-        if config.mix.get(kind):
-            documents[kind] = data.Documents.of(docs)
-    return stream, documents
+    kinds = [kind for kind in made if config.mix.get(kind)]
+    return stream, {kind: data.Documents.of(made[kind]) for kind in kinds}
 
 
 class Twin(train.Training):
@@ -71,14 +69,12 @@ def matmul_rate(device, dtype):
     if device.type == "cpu":
         n = 1024
     a = torch.ones(n, n, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(10):
-        wait(device)
-        start = time.perf_counter()
+
+    def product():
         a @ a
         wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * n ** 3 / min(seconds)
+
+    return 2 * n ** 3 / min(timeit.repeat(product, number=1, repeat=10))
 
 
 def measure(name, training, rate):
@@ -130,7 +126,7 @@ def bench(config, device):
                   tokens_per_step=training.tokens, matmul_flops=rate)
     print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
           "{padding:.1%} of them padding".format(**result))
-    print(" " * 20 + "batch       step   tokens/s  utilised", flush=True)
+    print("                    batch       step   tokens/s  utilised", flush=True)
     result["diffusion"] = measure("diffusion", training, rate)
     del training  # and its memory
     twin = Twin(config, stream, documents, device)

@@ -30,10 +30,9 @@ def masked_picture(run, ids):
     """Ids of a picture (slot,) -> uint8 (4 + H, W, 4): it under a strip of its colours."""
     tokenizer = run.tokenizers["image"]
     masked = ids == MASK
-    codes = (ids - run.stream.start["image"]).astype(np.int32)
-    codes[masked] = 0
+    codes = run.stream.to_codes("image", ids)  # masks read as 0
     count = tokenizer.config.colours
-    palette = tokenizer.colours_of(codes[:count]).copy()                  # (K, C)
+    palette = tokenizer.colours_of(codes[:count])                         # (K, C)
     palette[masked[:count]] = GREY
     pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
     squares = masked[count:].reshape(tokenizer.config.grid)
@@ -42,8 +41,7 @@ def masked_picture(run, ids):
     column = np.arange(width)
     strip = palette[column * count // width]                              # (W, C)
     pixels = np.concatenate(([strip] * 4, pixels))
-    gap = np.arange(len(pixels)) == 3
-    return rgba(pixels, ~gap[:, None])
+    return rgba(pixels, np.arange(len(pixels))[:, None] != 3)  # a gap below the strip
 
 
 HEAT = np.array([  # loudness from 0 to 1 -> red, green, blue
@@ -69,11 +67,9 @@ def masked_clip(run, ids):
     groups, size = run.stream.codes["speech"]
     masked = ids == MASK
     first, _ = run.stream.ranges("speech", np.arange(len(ids)))
-    codes = ids - first
-    codes[masked] = 0
+    codes = np.where(masked, 0, ids - first)
     over = np.logical_or.accumulate(codes >= size)
     codes[over] = 0
-    codes = codes.astype(np.int32)
     magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
     pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
     share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)

@@ -14,7 +14,7 @@ import torch
 import data
 import diffusion
 import sample
-from data import KINDS, MASK
+from data import MASK
 from sample import ACROSS, TASKS
 from tools import score
 from tools.masked import masked_clip, masked_picture, pieces
@@ -27,10 +27,6 @@ FRAMES = 6   # of each sample
 def escaped(text):
     """Any text as HTML; control characters are shown as one would type them."""
     return html.escape(files.printable(text))
-
-
-def title(task):
-    return task.replace("-", " ")
 
 
 def inline(kind, content):
@@ -120,29 +116,28 @@ def show_members(run, kind, modalities, ids, sure=None):
 def card(run, task, made, sure, truth, row):
     """A sample's film as HTML: the prompt, the text between two stages, frames, the answer, the
     held-out original."""
-    parts = sample.stages_of(task)
+    stages = sample.stages_of(task)
     given = sample.given_members(task)
-    kind, targets = TASKS[parts[-1]]
+    kind, targets = TASKS[stages[-1]]
     frames = [show_members(run, kind, targets, made.film[i][row], sure[i][row])
               for i in frames_of(made.film, row)]
     strip = "".join(f"<div>{frame}</div>" for frame in frames[:-1])
     look = "words" if "text" in targets else "pictures"
     shown = f'<div class="strip {look}">{strip}</div><div class=screen>{frames[-1]}</div>'
     if given:
-        first, wanted = TASKS[parts[0]]
+        first, wanted = TASKS[stages[0]]
         prompt = show_members(run, first, given, truth[row])
         original = show_members(run, first, wanted, truth[row])
         if made.first:
             prompt += show_members(run, first, wanted, made.first.ids[row])
-            said = [modality for modality in KINDS[kind] if modality not in targets]
-            prompt += show_members(run, kind, said, made.ids[row])
+            prompt += show_members(run, kind, sample.given_members(stages[-1]), made.ids[row])
         shown = f"<div class=prompt>{prompt}</div>{shown}<div class=truth>original {original}</div>"
     return f"<article class=card>{shown}</article>"
 
 
-def held_out_texts(run, kind, count=300):
-    """The texts of the first held-out documents."""
-    ids = data.stacked(run.documents[kind][1].first(count))
+def held_out_texts(run, kind):
+    """The texts of the first 300 held-out documents."""
+    ids = data.stacked(run.documents[kind][1].first(300))
     return sample.decoded(run, kind, "text", ids)
 
 
@@ -150,7 +145,8 @@ def prompts(run, task):
     """Rows (B, L): the first held-out documents of a task. A task of two stages takes those whose
     text begins as one of the last stage's kind, or the other way round, if there are any."""
     kinds = sample.kinds_of(task)
-    chosen = run.documents[kinds[0]][1].first(SAMPLES)
+    held_out = run.documents[kinds[0]][1]
+    chosen = held_out.first(SAMPLES)
     if len(kinds) == 2:
         texts = held_out_texts(run, kinds[0])
         others = held_out_texts(run, kinds[1])
@@ -160,7 +156,7 @@ def prompts(run, task):
 
         at = [i for i, text in enumerate(texts) if known(text)]
         if at:
-            chosen = [run.documents[kinds[0]][1][i] for i in at[:SAMPLES]]
+            chosen = [held_out[i] for i in at[:SAMPLES]]
     return data.stacked(chosen)
 
 
@@ -174,7 +170,7 @@ def task_films(run, task, seed):
     cards = [card(run, task, made, sure, truth, row) for row in range(len(truth))]
     settings = [f"{name} {value}" for name, value in sample.settings_for(task).items()]
     settings = ", ".join(settings)
-    return f"""<section class=task><h3>{title(task)}<button>&#9654; play</button></h3>
+    return f"""<section class=task><h3>{task.replace("-", " ")}<button>&#9654; play</button></h3>
 <p class=soft>{made.nfe:.0f} evaluations of the network a sample: {settings}</p>
 <div class=cards>{"".join(cards)}</div></section>"""
 
@@ -210,14 +206,13 @@ def bar(name, cell):
 
 def bars(scores):
     """Scores as HTML, those of seen and unseen things side by side."""
-    def group(name):  # "seen, X" and "unseen, X" belong together
-        return name.removeprefix("un").removeprefix("seen")
-
     parts = []
-    for task in [task for task in (*TASKS, *ACROSS) if task in scores]:
+    tasks = [task for task in (*TASKS, *ACROSS) if task in scores]
+    for task in tasks:
         cells = scores[task]["cells"]
-        shown = [bar(name, cells[name]) for name in sorted(cells, key=group)]
-        parts.append(f"<div><h3>{title(task)}</h3>{''.join(shown)}</div>")
+        names = sorted(cells, key=lambda name: name.split(", ")[-1])  # "seen, X" by "unseen, X"
+        shown = [bar(name, cells[name]) for name in names]
+        parts.append(f"<div><h3>{task.replace('-', ' ')}</h3>{''.join(shown)}</div>")
     return f"""<h2>How well</h2>
 <p class=soft>Share right of fresh samples, and one standard error. Unseen are combinations that the
 training left out.</p>
@@ -293,25 +288,25 @@ def write(folder, run=None, seed=0):
     scores = files.read_json(folder / "scores.json")
     body = []
     lines = []
-    if (folder / "log.jsonl").exists():
-        log = (folder / "log.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in log.splitlines()]
+    log = folder / "log.jsonl"
+    if log.exists():
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if lines:
         body.append(f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} "
                     f"tokens: {', '.join(saved['stream']['slots'])}.</p>")
+    shown = folder / "films.html"
     if run:
-        files.write_text(folder / "films.html", films(run, seed))
-    if (folder / "films.html").exists():
-        body.append((folder / "films.html").read_text(encoding="utf-8"))
+        files.write_text(shown, films(run, seed))
+    if shown.exists():
+        body.append(shown.read_text(encoding="utf-8"))
     if scores:
         body.append(bars(scores))
     if lines:
         body.append(curves(lines))
-    for name in FOLDED:
+    for name, heading in FOLDED.items():
         if name in saved:
-            text = json.dumps(saved[name], indent=1, ensure_ascii=False)
-            body.append(f"<details><summary>{FOLDED[name]}</summary><pre>{escaped(text)}</pre>"
-                        "</details>")
+            text = escaped(json.dumps(saved[name], indent=1, ensure_ascii=False))
+            body.append(f"<details><summary>{heading}</summary><pre>{text}</pre></details>")
     text = TEMPLATE.read_text(encoding="utf-8").replace("{{body}}", "\n".join(body))
     text = text.replace("{{name}}", escaped(folder.resolve().name))
     files.write_text(folder / "index.html", text)

@@ -49,14 +49,13 @@ def plan(config, vocab=None, tokens=None, throughput=None):
     with torch.device("meta"):  # shapes without memory
         net = models.Transformer(config.model(vocab, places=3 * length))
     shape = net.config
-    heads = shape.width // shape.head_dim
     counts = models.count_parameters(net)
     total = counts["total"]
     tokens = tokens or frontier(total)
     state = state_bytes(counts, config.optimizer)
     flops = flops_per_token(net, length, looked=0.5)
-    print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, {heads} heads of "
-          f"{shape.head_dim}, {vocab:,} ids")
+    print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, "
+          f"{shape.width // shape.head_dim} heads of {shape.head_dim}, {vocab:,} ids")
     parts = [f"{group} {number:,}" for group, number in counts.items()]
     print("parameters:", ", ".join(parts))
     print(f"memory: weights {4 * total / GIB:.2f} GiB in float32, training {state / GIB:.2f} GiB "

@@ -79,7 +79,7 @@ def judge_transcripts(phrases, outputs):
 
 
 def judge_own_text(outputs):
-    texts = [text if set(text.split()) - {"a"} else "?" for text in outputs["text"]]
+    texts = [text if speechjudge.content(text) else "?" for text in outputs["text"]]
     return judge_speech(texts, outputs)
 
 
@@ -104,17 +104,17 @@ def learnt_pictures(run):
 def fresh_pictures(run, known, scenes, seed, tries=40):
     """Pictures of scenes whose tokens none of the `known` has (see `learnt_pictures`) -> pictures,
     and how many are left that do after so many tries."""
-    pictures = toyworld.draw(scenes, seed)
-    stale = np.arange(len(scenes))
-    for attempt in range(1, tries + 1):
-        codes = run.tokenizers["image"].encode(list(pictures[stale]))
-        ids = [run.stream.to_ids("image", c) for c in codes]
-        stale = stale[[tuple(picture) in known for picture in ids]]
-        if not len(stale) or attempt == tries:
+    pictures = {}  # of each scene's number
+    stale = range(len(scenes))
+    for attempt in range(tries):
+        drawn = toyworld.draw([scenes[i] for i in stale], seed + 7919 * attempt)
+        pictures.update(zip(stale, drawn))
+        codes = run.tokenizers["image"].encode(list(drawn))
+        ids = [tuple(run.stream.to_ids("image", c)) for c in codes]
+        stale = [i for i, picture in zip(stale, ids) if picture in known]
+        if not stale:
             break
-        again = [scenes[i] for i in stale]
-        pictures[stale] = toyworld.draw(again, seed + 7919 * attempt)
-    return list(pictures), len(stale)
+    return list(pictures.values()), len(stale)
 
 
 def picture_cells(run, n, seed):
@@ -278,12 +278,12 @@ def reconstructions(run, n, seed):
     them: {modality: {"n", "true": (mean, error), "tokens": (mean, error)}}."""
     scenes = toyworld.scenes(n, seed)
     phrases = toyspeech.phrases(n, seed)
-    true = {
+    originals = {
         "image": (list(toyworld.draw(scenes, seed)), partial(judge_pictures, scenes)),
         "speech": (toyspeech.speak(phrases, seed), partial(judge_speech, phrases)),
     }
     out = {}
-    for modality, (samples, judge) in true.items():
+    for modality, (samples, judge) in originals.items():
         if modality in run.stream.codes:
             codes = run.tokenizers[modality].encode(samples)
             again = run.tokenizers[modality].decode(codes)
@@ -334,8 +334,7 @@ def units_of(run, modality, codes):
     tokenizer = run.tokenizers[modality]
     if modality == "text":  # bytes that begin a character: cut ones then count once
         text = tokenizer.bpe.decode_bytes(codes.tolist())
-        content = np.frombuffer(text, np.uint8)
-        return int((content & 0xC0 != 0x80).sum())
+        return sum(byte & 0xC0 != 0x80 for byte in text)
     config = tokenizer.config
     if modality == "image":
         return config.side ** 2 * config.channels
@@ -351,12 +350,9 @@ def extent_nats(run, extents):
     """
     training, _ = run.documents["text"]
     longest = run.stream.slots["text"][0]
+    possible = [*range(ROUND, longest, ROUND), longest]
     counts = np.bincount(training.lengths() - HEAD, minlength=longest + 1) + 1.0
-    possible = np.arange(longest + 1) % ROUND == 0
-    possible[0] = False
-    possible[longest] = True
-    counts *= possible
-    return -np.log(counts[extents] / counts.sum())
+    return -np.log(counts[extents] / counts[possible].sum())
 
 
 def ratio(amounts, counts):
@@ -372,22 +368,8 @@ def directions(kind):
     members = KINDS[kind]
     if len(members) == 1:
         return {members[0]: members}
-    named = {"joint": members}
-    for modality, other in (members, members[::-1]):
-        named[f"{modality} given {other}"] = (modality,)
-    return named
-
-
-def figures(nats, tokens):
-    """Of documents' bounds and noised tokens, (N,) each."""
-    mean, error = ratio(nats, tokens)
-    return {
-        "documents": len(nats),
-        "nats_per_token": mean,
-        "stderr": error,
-        "bits_per_token": mean / np.log(2),
-        "nats_per_document": float(nats.mean()),
-    }
+    a, b = members
+    return {"joint": members, f"{a} given {b}": (a,), f"{b} given {a}": (b,)}
 
 
 def figures_a_unit(run, kind, modality, ids, nats):
@@ -415,7 +397,14 @@ def bounds(run, documents=512, rounds=4, seed=11):
             nats = nats.cpu().numpy()
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
-            entry = figures(nats, tokens)
+            mean, error = ratio(nats, tokens)
+            entry = {
+                "documents": len(nats),
+                "nats_per_token": mean,
+                "stderr": error,
+                "bits_per_token": mean / np.log(2),
+                "nats_per_document": float(nats.mean()),
+            }
             if len(members) == 1:
                 entry |= figures_a_unit(run, kind, members[0], ids, nats)
             out[f"{kind}: {name}"] = entry
@@ -461,14 +450,6 @@ def task_lines(task, result):
     yield " " * 16 + told + f"{result['nfe']:.1f} NFE, {ms:.0f} ms a sample"
 
 
-def bound_line(name, entry):
-    line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
-    line += f"{entry['bits_per_token']:.3f} a token"
-    for unit in with_errors(entry):
-        line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
-    return line
-
-
 def table(scores):
     """The scores as lines of text."""
     lines = [f"{'task':15} {'cell':19} {'right':>13}   by attribute"]
@@ -481,7 +462,12 @@ def table(scores):
         lines.append(f"{modality} tokenizer: {after} read right after it, {before} before it")
     if "bound" in scores:
         lines.append(f"\n{'bound on held-out data':38} {'nats a token':>15}   bits")
-        lines += [bound_line(name, entry) for name, entry in scores["bound"].items()]
+        for name, entry in scores["bound"].items():
+            line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
+            line += f"{entry['bits_per_token']:.3f} a token"
+            for unit in with_errors(entry):
+                line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
+            lines.append(line)
     return "\n".join(lines)
 
 
