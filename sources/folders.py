@@ -15,6 +15,7 @@ and says in one line what it found. Only names and texts stay in memory.
 """
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -288,9 +289,7 @@ def chosen_columns(names):
     names = [name.strip(' "').lower().replace(" ", "_") for name in names]
     files = [names.index(name) for name in FILE_COLUMNS if name in names]
     texts = [names.index(name) for name in TEXT_COLUMNS if name in names]
-    if files and texts:
-        return files[0], texts[0]
-    return None
+    return (files[0], texts[0]) if files and texts else None
 
 
 def json_rows(content):
@@ -366,7 +365,7 @@ LAYOUTS = {  # the first that is there
 
 
 # ------------------------------------------------------------------------------------------------
-# From paths to items.
+# From paths to items, and what is wrong with them.
 
 
 def items_of(root, endings):
@@ -435,10 +434,6 @@ def gather(flag, paths, read, *args):
         items += more
         left += aside
     return items, left
-
-
-# ------------------------------------------------------------------------------------------------
-# Items are judged.
 
 
 def judge_text(item, longest=math.inf):
@@ -553,10 +548,7 @@ def read_images(folders, side=0, skip_bad=False, longest_text=300, patch=4):
     usual, channels = picture_format(files, patch)
     how = "as asked for" if side else f"the median of shorter sides, at most {LARGEST_SIDE}"
     side = side or usual
-
-    def opened(file):
-        return open_picture(file, side, channels)
-
+    opened = functools.partial(open_picture, side=side, channels=channels)
     judge(items, opened, longest_text)
     items = usable("--images", items, skip_bad)
     count = len({item.file for item in items})
@@ -572,10 +564,7 @@ def read_speech(folders, skip_bad=False, longest_text=300, longest=20.0):
     longest_text: characters of a transcript. longest: seconds of a recording.
     """
     items, left = gather("--speech", folders, items_of, CLIPS)
-
-    def opened(file):
-        return open_clip(file, longest)
-
+    opened = functools.partial(open_clip, longest=longest)
     judge(items, opened, longest_text)
     items = usable("--speech", items, skip_bad)
     seconds = sum(item.length for item in items) / SAMPLE_RATE
