@@ -80,7 +80,7 @@ def checked(levels):
 
 
 def usage(ids):
-    """(codes used, perplexity) of ids (n,). Both are equal where these are as frequent."""
+    """(codes used, perplexity) of ids (n,). They are equal if all used codes are as frequent."""
     _, counts = np.unique(ids, return_counts=True)
     share = counts / len(ids)
     return len(share), np.exp(-(share * np.log(share)).sum())
