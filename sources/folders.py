@@ -15,6 +15,7 @@ and says in one line what it found. Only names and texts stay in memory.
 """
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -57,50 +58,44 @@ TEXT_COLUMNS = (  # the first that is there
 
 
 @contextlib.contextmanager
-def reading(file, kind):
-    """The stream of a path's bytes, or of bytes. What fails is a DataError that names the path."""
-    content = file
-    name = ""
+def reading(path, kind):
+    """The stream of a file's bytes. What fails inside is a DataError that names the path."""
     try:
-        if not isinstance(file, bytes):
-            name = f"{quoted(file)}: "
-            if os.path.islink(file) and not os.path.exists(file):
-                raise DataError("a link to a file that is missing, fetch it")
-            with open(file, "rb") as opened:
-                content = opened.read()
-        yield io.BytesIO(content)
+        if os.path.islink(path) and not os.path.exists(path):
+            raise DataError("a link to a file that is missing, fetch it")
+        with open(path, "rb") as file:
+            yield io.BytesIO(file.read())
     except DataError as error:
-        raise DataError(f"{name}{error}")
+        raise DataError(f"{quoted(path)}: {error}")
     except Exception as error:  # a broken file makes PIL raise nearly everything
         why = "unknown format: convert it" if "BytesIO" in str(error) else reason(error)
         if not getattr(error, "filename", ""):  # it could be opened
             why = f"cannot be read as a {kind} ({why})"
-        raise DataError(f"{name}{why}")
+        raise DataError(f"{quoted(path)}: {why}")
 
 
-def text_of(file):
+def text_of(path):
     """The text in a file. DataError for what is no text."""
-    with reading(file, "text") as stream:
+    with reading(path, "text") as stream:
         try:
             return io.TextIOWrapper(stream, "utf-8-sig").read()  # every line ends in \n
         except UnicodeDecodeError:
             raise DataError("not UTF-8: save it as UTF-8")
 
 
-def open_picture(file, side, channels):
+def open_picture(path, side, channels):
     """A picture as uint8 (side, side, channels): its first frame, cropped to a square and resized.
 
-    Transparent pixels become white. file: a path or bytes. DataError for what is no picture.
+    Transparent pixels become white. DataError for what is no picture.
     """
-    with reading(file, "picture") as stream, Image.open(stream) as picture:
+    with reading(path, "picture") as stream, Image.open(stream) as picture:
         picture = ImageOps.exif_transpose(eight_bits(picture))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
         picture = picture.convert({1: "L", 3: "RGB"}[channels])
-        if picture.size != (side, side):
-            picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
         return np.asarray(picture, np.uint8).reshape(side, side, channels)
 
 
@@ -135,12 +130,12 @@ def picture_format(files, patch=4):
     return max(patch, side // patch * patch), 1 if grey else 3
 
 
-def open_clip(file, longest=20.0):
+def open_clip(path, longest=20.0):
     """A recording as float32 (n,), mono at 16 kHz. It may last SHORTEST to longest seconds.
 
-    file: a path or bytes. DataError for what is no recording, is silent or beyond full scale.
+    DataError for what is no recording, is silent or beyond full scale.
     """
-    with reading(file, "recording") as stream, soundfile.SoundFile(stream) as recording:
+    with reading(path, "recording") as stream, soundfile.SoundFile(stream) as recording:
         recording.seekable = lambda: False  # its header need not know where it ends
         rate = recording.samplerate
         channels = recording.read(int(longest * rate) + 1, dtype="float32", always_2d=True)
@@ -167,11 +162,8 @@ def resample(wave, rate):
     if rate == SAMPLE_RATE:
         return wave
     length = round(len(wave) * SAMPLE_RATE / rate)
-    spectrum = np.fft.rfft(wave)
-    wanted = np.zeros(length // 2 + 1, complex)
-    kept = min(len(spectrum), len(wanted))
-    wanted[:kept] = spectrum[:kept]
-    return np.fft.irfft(wanted, length) * length / len(wave)
+    spectrum = np.fft.rfft(wave).astype(complex)
+    return np.fft.irfft(spectrum, length) * length / len(wave)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -220,7 +212,7 @@ class Folder:
         if here in above:  # a link back
             return
         try:
-            entries = sorted(os.listdir(here))
+            entries = [name for name in sorted(os.listdir(here)) if not name.startswith(HIDDEN)]
         except OSError as error:
             why = f"{quoted(self.path(inside).rstrip('/'))}: {reason(error)}"
             if not inside:
@@ -229,8 +221,6 @@ class Folder:
             return
         for entry in entries:
             name = os.path.join(inside, entry)
-            if entry.startswith(HIDDEN):
-                continue
             if os.path.isdir(self.path(name)):
                 self.walk(name, above + (here,))
             else:
@@ -299,9 +289,7 @@ def chosen_columns(names):
     names = [name.strip(' "').lower().replace(" ", "_") for name in names]
     files = [names.index(name) for name in FILE_COLUMNS if name in names]
     texts = [names.index(name) for name in TEXT_COLUMNS if name in names]
-    if files and texts:
-        return files[0], texts[0]
-    return None
+    return (files[0], texts[0]) if files and texts else None
 
 
 def json_rows(content):
@@ -377,7 +365,7 @@ LAYOUTS = {  # the first that is there
 
 
 # ------------------------------------------------------------------------------------------------
-# From paths to items.
+# From paths to items, and what is wrong with them.
 
 
 def items_of(root, endings):
@@ -446,10 +434,6 @@ def gather(flag, paths, read, *args):
         items += more
         left += aside
     return items, left
-
-
-# ------------------------------------------------------------------------------------------------
-# Items are judged.
 
 
 def judge_text(item, longest=math.inf):
@@ -560,14 +544,11 @@ def read_images(folders, side=0, skip_bad=False, longest_text=300, patch=4):
     side 0: as picture_format says, whole patches. longest_text: characters of a caption.
     """
     items, left = gather("--images", folders, items_of, PICTURES)
-    files = dict.fromkeys(item.file for item in items if item.file)
+    files = {item.file for item in items if item.file}
     usual, channels = picture_format(files, patch)
     how = "as asked for" if side else f"the median of shorter sides, at most {LARGEST_SIDE}"
     side = side or usual
-
-    def opened(file):
-        return open_picture(file, side, channels)
-
+    opened = functools.partial(open_picture, side=side, channels=channels)
     judge(items, opened, longest_text)
     items = usable("--images", items, skip_bad)
     count = len({item.file for item in items})
@@ -583,10 +564,7 @@ def read_speech(folders, skip_bad=False, longest_text=300, longest=20.0):
     longest_text: characters of a transcript. longest: seconds of a recording.
     """
     items, left = gather("--speech", folders, items_of, CLIPS)
-
-    def opened(file):
-        return open_clip(file, longest)
-
+    opened = functools.partial(open_clip, longest=longest)
     judge(items, opened, longest_text)
     items = usable("--speech", items, skip_bad)
     seconds = sum(item.length for item in items) / SAMPLE_RATE

@@ -137,7 +137,7 @@ class Net(nn.Module):
         return y * self.scale + self.line_mean[:, None]
 
 
-def griffin_lim(net, magnitudes, rounds=32, momentum=0.99):
+def griffin_lim(net, magnitudes, rounds=32):
     """A wave (S,) whose spectrum comes close to magnitudes (bins, T).
 
     It starts from random phases, always the same, and goes to and fro between spectra that have
@@ -152,7 +152,7 @@ def griffin_lim(net, magnitudes, rounds=32, momentum=0.99):
     for _ in range(rounds):
         wave = torch.istft(spectrum, N_FFT, HOP, window=net.window, length=length)
         found = net.spectrum(wave)
-        ahead = found + momentum * (found - before)
+        ahead = found + 0.99 * (found - before)  # momentum
         spectrum = target * ahead.sgn()  # its phases alone
         before = found
     return torch.istft(spectrum, N_FFT, HOP, window=net.window, length=length)
@@ -161,13 +161,7 @@ def griffin_lim(net, magnitudes, rounds=32, momentum=0.99):
 def padded(wave, config):
     """A wave (samples,) as a float32 tensor (1, S) of whole code steps, with zeros at its end."""
     missing = -len(wave) % config.step
-    wave = np.pad(np.float32(wave), (0, missing))
-    return torch.from_numpy(wave)[None]
-
-
-def distance(some, others):
-    """Mean difference of two log-mel spectra, dB."""
-    return float((some - others).abs().mean()) * DB
+    return F.pad(torch.tensor(wave, dtype=torch.float32), (0, missing))[None]
 
 
 def train(waves, config, steps, seed=0, device="cpu"):
@@ -186,13 +180,12 @@ def train(waves, config, steps, seed=0, device="cpu"):
         net.mel_mean.copy_(mel.mean(1))
         net.scale.copy_(mel.std().clamp(min=1e-3))
         net.line_mean.copy_((some + FLOOR).log().mean(1))
-    frames = F.pad(frames, (0, 0, 0, CROP))
-    starts = np.arange(0, len(frames) - CROP, config.stride)
+    frames = F.pad(frames, (0, 0, 0, CROP - config.stride))
+    crops = frames.unfold(0, CROP, config.stride)  # (N, bins, crop), may run into the next clip
 
     def loss_of(rng):
-        first = starts[rng.integers(0, len(starts), BATCH)]  # a crop may run into the next clip
-        crops = frames[torch.from_numpy(first[:, None] + np.arange(CROP))]
-        target = crops.to(device).float().mT  # (B, bins, crop)
+        drawn = torch.from_numpy(rng.integers(0, len(crops), BATCH))
+        target = crops[drawn].to(device).float()  # (B, bins, crop)
         mel = net.mel(target)
         lines = net.decode(net.fsq(net.encode(mel)))
         mel_error = (net.mel(lines.exp()) - mel).abs().mean()
@@ -252,8 +245,8 @@ class Tokenizer(fsq.Codec):
         after = []
         for wave, coded, heard in zip(samples, self.magnitudes(codes), self.decode(codes)):
             mel = self.mel(wave)
-            before.append(distance(self.net.mel(coded), mel))
-            after.append(distance(self.mel(heard), mel))
+            before.append(DB * float((self.net.mel(coded) - mel).abs().mean()))
+            after.append(DB * float((self.mel(heard) - mel).abs().mean()))
         errors = {"mel_dB": float(np.mean(before)), "wave_dB": float(np.mean(after))}
         return {**errors, **self.figures(codes)}
 
@@ -274,8 +267,7 @@ def main():
     wave = open_clip(args.file)
     codes = tokenizer.encode([wave])
     again = tokenizer.decode(codes)[0]
-    name = Path(args.file).stem
-    path = Path("out", name + "-decoded.wav")
+    path = Path("out", Path(args.file).stem + "-decoded.wav")
     with files.whole(path) as temporary:
         soundfile.write(temporary, again, SAMPLE_RATE, format="WAV")
     print("steps:", codes[0].reshape(-1, tokenizer.groups), sep="\n")

@@ -41,8 +41,7 @@ class FSQ(nn.Module):
     def digits(self, z):
         """Latents (..., d) -> whole floats in 0..levels-1, with the gradient of bound()."""
         bounded = self.bound(z)
-        digits = bounded.round().clamp(min=0)
-        digits = torch.minimum(digits, self.levels - 1)  # a saturated sigmoid rounds to `levels`
+        digits = torch.minimum(bounded.round(), self.levels - 1)  # a sigmoid of 1 gives `levels`
         return bounded + (digits - bounded).detach()
 
     def centred(self, digits):
@@ -80,10 +79,10 @@ def checked(levels):
     return levels
 
 
-def usage(ids, size):
-    """(codes used, perplexity) of ids (n,). Both are `size` where all codes are as frequent."""
-    share = np.bincount(ids, minlength=size) / len(ids)
-    share = share[share > 0]
+def usage(ids):
+    """(codes used, perplexity) of ids (n,). They are equal if all used codes are as frequent."""
+    _, counts = np.unique(ids, return_counts=True)
+    share = counts / len(ids)
     return len(share), np.exp(-(share * np.log(share)).sum())
 
 
@@ -169,7 +168,7 @@ class Codec:
     def figures(self, codes):
         """What a list of ids costs, and how many codes it uses (the mean over groups)."""
         ids = np.concatenate(codes).reshape(-1, self.groups)
-        used, perplexity = np.mean([usage(column, self.size) for column in ids.T], 0)
+        used, perplexity = np.mean([usage(column) for column in ids.T], 0)
         length = ids.size / len(codes)
         return {"size": self.size, "used": float(used), "perplexity": float(perplexity),
                 "tokens_per_item": length, "bits_per_item": length * math.log2(self.size)}

@@ -66,8 +66,7 @@ def flatness(x):
     highest = F.max_pool2d(x, 2, 1)  # in each 2x2 block
     lowest = -F.max_pool2d(-x, 2, 1)
     spread = (highest - lowest).amax(1, keepdim=True)
-    spread = F.pad(spread, (1, 1, 1, 1), value=math.inf)
-    least = -F.max_pool2d(-spread, 2, 1)  # of the blocks around a pixel
+    least = -F.max_pool2d(-spread, 2, 1, padding=1)  # of the blocks around a pixel
     return torch.exp(-((least / 0.1) ** 2))
 
 
@@ -178,19 +177,18 @@ class Net(nn.Module):
         super().__init__()
         self.patch = config.patch
         self.fsq = fsq.FSQ(config.levels)
-        channels = config.channels
         depth = len(config.levels)
         hidden = config.hidden
         wide = 4 * hidden
         folded = config.colours * config.patch**2  # the pixels of a square are channels
         self.colour_encoder = nn.Sequential(
-            nn.Linear(channels, hidden),
+            nn.Linear(config.channels, hidden),
             nn.SiLU(),
             nn.Linear(hidden, depth))
         self.colour_decoder = nn.Sequential(
             nn.Linear(depth, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, channels))
+            nn.Linear(hidden, config.channels))
         self.encoder = nn.Sequential(
             nn.Conv2d(folded, wide, 1),
             nn.SiLU(),
@@ -211,8 +209,7 @@ class Net(nn.Module):
 
     def decode_squares(self, codes):
         """What FSQ makes of latents (B, h, w, d) -> shares of the colours, logits (B, K, H, W)."""
-        squares = self.decoder(codes.movedim(-1, 1))
-        return F.pixel_shuffle(squares, self.patch)
+        return F.pixel_shuffle(self.decoder(codes.movedim(-1, 1)), self.patch)
 
 
 def blend(logits, colours):
@@ -347,8 +344,7 @@ def main():
     ids = tokenizer.encode([picture])[0]
     again = tokenizer.decode([ids])[0]
     both = np.hstack([picture, again]).squeeze()
-    name = Path(args.file).stem
-    path = Path("out", name + "-decoded.png")
+    path = Path("out", Path(args.file).stem + "-decoded.png")
     with files.whole(path) as temporary:
         Image.fromarray(both).save(temporary, "png")
     print("palette:", ids[:config.colours])

@@ -90,10 +90,8 @@ def merges(counts, size):
         at = apart(at[ids[at + 1] == b])
         before = count_pairs(ids, times, np.unique([at - 1, at, at + 1]))
         ids[at] = number[token]
-        keep = np.ones(len(ids), bool)
-        keep[at + 1] = False
-        ids = ids[keep]
-        times = times[keep]
+        ids = np.delete(ids, at + 1)
+        times = np.delete(times, at + 1)
         at = at - np.arange(len(at))  # where the new token is now
         after = count_pairs(ids, times, np.unique([at - 1, at]))
         pairs.subtract(before)
