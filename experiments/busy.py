@@ -5,7 +5,7 @@ fastest way to wait. If another process takes one of the cores, the spinning thr
 that does not run. How long should they spin before they sleep?
 Set-up: `python -m tools.bench`, the step of the default run, with several values of GOMP_SPINCOUNT,
 alone and beside a process that only counts. 300000 is what libgomp takes by itself. files.py sets
-0 where nothing is set. Each figure is one bench, the median of 12 steps. The machine has to be
+1000 where nothing is set. Each figure is one bench, the median of 40 steps. The machine has to be
 idle but for this.
 
     python experiments/busy.py
@@ -19,11 +19,11 @@ from pathlib import Path
 import common
 from common import files
 
-SPINS = ("300000", "10000", "0")
+SPINS = ("300000", "10000", "3000", "1000", "0")
 BUSY = [sys.executable, "-c", "while True: pass"]
 SMALLEST = ("--steps", "2", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}',
             "--dtype", "float32")
-QUICK = dict(spins=SPINS[2:], flags=SMALLEST)
+QUICK = dict(spins=SPINS[-1:], flags=SMALLEST)
 
 
 def tokens_per_second(spin, flags):
@@ -36,7 +36,7 @@ def tokens_per_second(spin, flags):
         return files.read_json(path)["diffusion"]["tokens_per_second"]
 
 
-def study(folder, spins=SPINS, flags=("--steps", "12", "--compile", "off")):
+def study(folder, spins=SPINS, flags=("--steps", "40", "--compile", "off")):
     found = {}
     for spin in spins:
         alone = tokens_per_second(spin, flags)
