@@ -137,8 +137,8 @@ def train(texts, vocab_size=512, repeats=None):
 
 def load(path):
     """The tokenizer that Tokenizer.save wrote to path (.json). DataError for another file."""
-    saved = files.read_json(path)
-    with files.reading(path):
+    with files.reading(path), open(path, encoding="utf-8") as file:
+        saved = json.load(file)
         return Tokenizer([token.encode("latin-1") for token in saved["tokens"]], saved["pattern"])
 
 
