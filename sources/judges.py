@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sources import toyworld
-from sources.toyworld import BACKGROUNDS, COLOURS, COUNTS, INVERSE, KINDS, RELATIONS, SHAPES, SIZES
-from sources.toyworld import STEP, Scene, Thing
+from sources.toyworld import (BACKGROUNDS, COLOURS, INVERSE, KINDS, NUMBERS, RELATIONS, SHAPES,
+                              SIZES, STEP, Scene, Thing)
 
 # ------------------------------------------------------------------------------------------------
 # Pictures. Every thing at every place is compared with the picture, by least squares. What fits
@@ -27,31 +27,23 @@ WINDOW = 4  # pixels: side of the squares in which picture and drawing are compa
 TOLERANCE = 0.45  # largest misfit. What a tokenizer of 34 dB leaves of a picture is below it
 
 
-class Template(NamedTuple):
-    """What is looked for: a thing of any colour at a place."""
+class Found(NamedTuple):
+    """A thing that was found, and where. gain: the squared error that it explains."""
 
-    shape: str
-    size: str | None
+    gain: float
+    thing: Thing
     y: int
     x: int
 
 
-class Found(NamedTuple):
-    """A thing that was found. gain: the squared error that it explains."""
-
-    gain: float
-    template: Template
-    colour: str
-
-
 @functools.cache
 def templates(count):
-    """All M templates of one thing, or of one of two. Their places (M, 2), coverage (M, 1024)."""
+    """What is looked for: M tuples (shape, size, y, x), their coverage (M, 1024), places (M, 2)."""
     sizes, span = LOOKED_FOR[count]
-    made = [Template(*each) for each in itertools.product(SHAPES, sizes, span, span)]
-    places = [(template.y, template.x) for template in made]
+    made = list(itertools.product(SHAPES, sizes, span, span))
     cover = [toyworld.coverage(*template).ravel() for template in made]
-    return made, np.array(places), np.stack(cover)
+    places = [template[2:] for template in made]
+    return made, np.stack(cover), np.array(places)
 
 
 def read_pictures(images):
@@ -66,9 +58,9 @@ def read_pictures(images):
         single = explained(pictures, backgrounds, count=1)  # (CHUNK, M, C)
         paired = explained(pictures, backgrounds, count=2)
         for i, background in enumerate(backgrounds):
-            things = find_things(single[i], paired[i])
-            agrees = misfit(pictures[i], background, things) <= TOLERANCE
-            read.append(scene_of(background, things) if agrees else None)
+            found = find_things(single[i], paired[i])
+            agrees = misfit(pictures[i], background, found) <= TOLERANCE
+            read.append(scene_of(background, found) if agrees else None)
     return read
 
 
@@ -86,12 +78,11 @@ def explained(pictures, backgrounds, count):
     With r = picture - background and p = cover * (colour - background), it is
     |r|^2 - |r - p|^2 = 2 r.p - |p|^2. pictures (N, 32, 32, 3), count: see `templates`.
     """
-    cover = templates(count)[2]  # (M, 1024)
-    n = len(pictures)
+    cover = templates(count)[1]  # (M, 1024)
     colours = np.array(list(COLOURS.values()), np.float32)  # (C, 3)
     grounds = np.array([BACKGROUNDS[name] for name in backgrounds], np.float32)[:, None]
     paints = colours - grounds  # (N, C, 3)
-    rest = pictures.reshape(n, -1, 3) - grounds  # (N, 1024, 3)
+    rest = pictures.reshape(len(pictures), -1, 3) - grounds  # (N, 1024, 3)
     under = np.tensordot(rest, cover, (1, 1)).swapaxes(1, 2)  # (N, M, 3)
     areas = (cover**2).sum(1, keepdims=True)  # (M, 1)
     energies = areas * (paints**2).sum(2)[:, None]  # (N, M, C)
@@ -99,13 +90,10 @@ def explained(pictures, backgrounds, count):
 
 
 def find_things(single_gains, paired_gains):
-    """The one or two things that explain most of a picture: a list of Found.
-
-    single_gains, paired_gains (M, C): what `explained` says of the picture.
-    """
+    """The one or two things that explain most of a picture: a list of Found."""
     alone = best(single_gains, 1)
     first = best(paired_gains, 2)
-    distance = np.abs(templates(2)[1] - (first.template.y, first.template.x)).max(1)  # (M,)
+    distance = np.abs(templates(2)[2] - (first.y, first.x)).max(1)  # (M,)
     second = best(np.where(distance[:, None] >= APART, paired_gains, -np.inf), 2)
     if first.gain + second.gain > alone.gain:
         return [first, second]
@@ -113,42 +101,34 @@ def find_things(single_gains, paired_gains):
 
 
 def best(gains, count):
-    """The template and colour that explain most. gains (M, C), count: see `templates`."""
+    """What explains most, a Found. gains (M, C): what `explained` says of the picture."""
     template, colour = np.unravel_index(gains.argmax(), gains.shape)
-    return Found(gains[template, colour], templates(count)[0][template], list(COLOURS)[colour])
+    shape, size, y, x = templates(count)[0][template]
+    return Found(gains[template, colour], Thing(list(COLOURS)[colour], shape, size), y, x)
 
 
-def misfit(picture, background, things):
-    """The largest error of a drawing of the things in any WINDOW x WINDOW square of the picture.
+def misfit(picture, background, found):
+    """The largest error of a drawing of what was found in any WINDOW x WINDOW square of a picture.
 
     RMS over pixels and channels, in units of the contrast between the background and the faintest
     thing. A part of a thing that is missing has an error of about 1. So has a stray patch.
     """
-    drawn = toyworld.blank(background)
-    for found in things:
-        toyworld.paint(drawn, toyworld.coverage(*found.template), found.colour)
+    drawn = toyworld.paint(background, [(each.thing, each.y, each.x) for each in found])
     squares = ((picture - drawn) ** 2).mean(2)  # (32, 32)
     windows = np.lib.stride_tricks.sliding_window_view(squares, (WINDOW, WINDOW))
-    paints = np.array([COLOURS[found.colour] for found in things]) - BACKGROUNDS[background]
+    paints = np.array([COLOURS[each.thing.colour] for each in found]) - BACKGROUNDS[background]
     contrast = (paints**2).mean(1).min()
     return np.sqrt(windows.mean((2, 3)).max() / contrast)
 
 
-def scene_of(background, things):
-    parts = tuple(Thing(f.colour, f.template.shape, f.template.size) for f in things)
-    relation = None
-    if len(things) == 2:
-        relation = relation_of(things[0].template, things[1].template)
-    return Scene(parts, relation, background)
-
-
-def relation_of(a, b):
-    """The relation whose step goes furthest from b to a."""
+def scene_of(background, found):
+    """The Scene of what was found. Of two things' relation, the step goes furthest to the first."""
     def along(relation):
         down, across = STEP[relation]
-        return down * (a.y - b.y) + across * (a.x - b.x)
+        return down * (found[0].y - found[1].y) + across * (found[0].x - found[1].x)
 
-    return max(RELATIONS, key=along)
+    relation = max(RELATIONS, key=along) if len(found) == 2 else None
+    return Scene(tuple(each.thing for each in found), relation, background)
 
 
 MARKS = ("all", "background", "count", "colour", "shape", "size", "relation")
@@ -171,17 +151,14 @@ def compare(read, wanted):
     """The marks of one scene, see `judge_scenes`: {mark: True, False or NaN}."""
     marks = dict.fromkeys(MARKS, False)
     if read is not None and wanted is not None:
-        scene = read
         turned = Scene(read.things[::-1], INVERSE.get(read.relation), read.background)
-        if agreement(turned, wanted) > agreement(read, wanted):
-            scene = turned
-        same_count = len(scene.things) == len(wanted.things)
+        scene = max(read, turned, key=lambda scene: agreement(scene, wanted))
+        marks["all"] = scene == wanted
         marks["background"] = scene.background == wanted.background
-        marks["count"] = same_count
+        marks["count"] = len(scene.things) == len(wanted.things)
         for key in ("colour", "shape", "size"):
-            marks[key] = same_count and values(scene, key) == values(wanted, key)
-        marks["relation"] = same_count and scene.relation == wanted.relation
-        marks["all"] = all(marks[key] for key in MARKS[1:])
+            marks[key] = values(scene, key) == values(wanted, key)
+        marks["relation"] = scene.relation == wanted.relation
     pair = wanted is not None and len(wanted.things) == 2
     marks["size" if pair else "relation"] = np.nan
     return marks
@@ -196,8 +173,7 @@ def agreement(scene, wanted):
     """How much of two scenes agrees, thing by thing and then in relation."""
     same = 0
     for a, b in zip(scene.things, wanted.things):
-        same += a.colour == b.colour
-        same += a.shape == b.shape
+        same += (a.colour == b.colour) + (a.shape == b.shape)
     return same, scene.relation == wanted.relation
 
 
@@ -231,6 +207,7 @@ def one_of(words):
     return f"({'|'.join(words)})"
 
 
+COUNTS = {NUMBERS[n]: n for n in range(2, 13)}
 NAMES = [f"{colour} {shape}" for colour, shape in KINDS]
 PLURALS = [toyworld.plural(name) for name in NAMES]
 THE = f"the {one_of(NAMES)}"
@@ -251,13 +228,9 @@ SENTENCES = {
 
 def parse_passage(text):
     """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
-    kinds = []
-    fields = []
-    for sentence in text.removesuffix(".").split(". "):
-        kind, found = parse_sentence(sentence)
-        kinds.append(kind)
-        fields.append(found)
-    return tuple(kinds), fields
+    sentences = text.removesuffix(".").split(". ")
+    kinds, fields = zip(*map(parse_sentence, sentences))
+    return kinds, fields
 
 
 def parse_sentence(sentence):
@@ -294,8 +267,7 @@ def straight(fact):
 
 def check_count(things, total):
     m, name, n, other = things
-    added = COUNTS[m] + COUNTS[n]
-    return name != other and added == COUNTS[total[0]]
+    return name != other and COUNTS[m] + COUNTS[n] == COUNTS[total[0]]
 
 
 def check_size(first, second, *conclusions):
@@ -347,7 +319,7 @@ def variety(texts):
     forms = [parse_passage(text)[0] for text in texts]
     counts = np.array([forms.count(form) for form in FORMS])
     counts = counts[counts > 0]
-    if not len(counts):
+    if not counts.size:
         return 0.0
     shares = counts / counts.sum()
     entropy = -(shares * np.log(shares)).sum()
