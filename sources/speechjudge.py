@@ -16,8 +16,6 @@ from sources.toyspeech import (HOP, PHONEMES, SAMPLE_RATE, all_phrases, phonemes
 FRAME = 512  # samples, 32 ms
 STRIDE = 200  # samples, 12.5 ms
 BANDS = 26  # mel bands
-LOWEST = 80  # Hz
-HIGHEST = 7600  # Hz
 KEPT = 12  # cepstra that are kept: the first ones, without that of loudness
 RANGE = 45  # dB below the loudest that still count
 VOICES = ("tenor", "alto")  # of the templates. The other two voices are near enough
@@ -51,7 +49,7 @@ def mel(f):
 def mel_bands():
     """Triangular filters, evenly on the mel scale: (FRAME / 2 + 1, BANDS)."""
     bins = mel(np.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE))
-    centres = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
+    centres = np.linspace(mel(80), mel(7600), BANDS + 2)  # from 80 to 7600 Hz
     width = centres[1] - centres[0]
     apart = np.abs(bins[:, None] - centres[1:-1])
     return (1 - apart / width).clip(min=0)
@@ -72,15 +70,12 @@ def features(wave):
     """
     padded = np.pad(wave, FRAME)
     frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::STRIDE]
-    spectrum = np.fft.rfft(frames * np.hanning(FRAME))
-    power = np.abs(spectrum) ** 2
+    power = np.abs(np.fft.rfft(frames * np.hanning(FRAME))) ** 2
     bands = power @ mel_bands() + 1e-12  # (T, BANDS), never 0
-    level = RANGE + 10 * np.log10(bands / bands.max())  # dB
-    level = level.clip(min=0)
+    level = (RANGE + 10 * np.log10(bands / bands.max())).clip(min=0)  # dB
 
     cepstra = level @ cosines()
-    slopes = np.gradient(cepstra, axis=0)
-    both = np.concatenate([cepstra, slopes], 1)
+    both = np.hstack([cepstra, np.gradient(cepstra, axis=0)])
     centre = np.arange(len(both)) * STRIDE - FRAME // 2
 
     heard = np.flatnonzero(level.any(1))
@@ -112,11 +107,9 @@ def templates():
         things, numbers = all_phrases(split)
         for phrase in things + numbers:
             said += [(phrase, voice, NEUTRAL) for voice in VOICES]
-    made = []
-    for (phrase, voice, _), wave in zip(said, utter(said, seed=0)):
-        made.append(make_template(phrase, voice, wave))
-    coarse = [same_length(template.features) for template in made]
-    return made, np.stack(coarse)
+    waves = utter(said, seed=0)
+    made = [make_template(phrase, voice, wave) for (phrase, voice, _), wave in zip(said, waves)]
+    return made, np.stack([same_length(template.features) for template in made])
 
 
 def same_length(x):
@@ -133,9 +126,7 @@ def shortlist(x):
     made, coarse = templates()
     apart = ((coarse - same_length(x)) ** 2).sum((1, 2))  # (K,)
     nearest = [made[i] for i in np.argsort(apart)]
-    longest = 2 * len(x) - 1
-    possible = [template for template in nearest if len(template.features) <= longest]
-    return possible[:SHORTLIST]
+    return [template for template in nearest if len(template.features) < 2 * len(x)][:SHORTLIST]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -144,9 +135,7 @@ def shortlist(x):
 
 def distances(x, y):
     """Euclidean distances of frames x (T, D) and y (J, D) -> (T, J)."""
-    x_square = (x ** 2).sum(1)[:, None]
-    y_square = (y ** 2).sum(1)
-    square = x_square + y_square - 2 * x @ y.T
+    square = (x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T
     return np.sqrt(square.clip(min=0))
 
 
@@ -189,9 +178,9 @@ def phoneme_errors(x, template):
 
 
 def clear_words(phrase, errors):
-    """The words of a phrase, UNCLEAR in place of those with a phoneme beyond CLEAR.
+    """A phrase, UNCLEAR in place of its words with a phoneme beyond CLEAR. "" if none is clear.
 
-    An unclear article is left out: it counts for nothing, see `words_right`.
+    The article counts for nothing, see `words_right`. If it is unclear, it is left out.
     """
     said = []
     start = 0
@@ -202,28 +191,26 @@ def clear_words(phrase, errors):
         elif word != "a":
             said.append(UNCLEAR)
         start = end
-    return said
+    return "" if set(said) <= {"a", UNCLEAR} else " ".join(said)
 
 
 def read_one(wave):
     x, _ = features(wave)
     least = np.inf
-    said = []
+    said = ""
     for template in shortlist(x):
         errors = phoneme_errors(x, template)
         score = np.mean(errors ** 2)
         if score < least:
             least = score
             said = clear_words(template.phrase, errors)
-    nothing = set(said) <= {"a", UNCLEAR}
-    return "" if nothing else " ".join(said)
+    return said
 
 
 def read_speech(waves):
-    """Waves (samples,) at 16 kHz -> list of phrases of the toy world, as they were heard.
+    """Waves (samples,) at 16 kHz -> list of phrases of the toy world, see `clear_words`.
 
-    The phrase is the one whose phonemes are nearest in the mean square. UNCLEAR stands for a
-    word that is not as it should be. "" where no word is clear but the article.
+    The phrase is the one whose phonemes are nearest in the mean square.
     """
     return [read_one(wave) for wave in waves]
 
@@ -251,7 +238,5 @@ def content(text):
 
 def words_right(texts, wanted):
     """`word_accuracy` of each text, content words only -> (N,) floats. wanted: N texts."""
-    marks = []
-    for said, right in zip(texts, wanted, strict=True):
-        marks.append(word_accuracy(content(said), content(right)))
-    return np.array(marks, float)
+    pairs = zip(texts, wanted, strict=True)
+    return np.array([word_accuracy(content(said), content(right)) for said, right in pairs], float)

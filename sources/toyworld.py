@@ -41,7 +41,7 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 UNITS = ["", *"one two three four five six seven eight nine".split()]
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMBERS = UNITS + TEENS + [f"{ten} {unit}".rstrip() for ten in TENS for unit in UNITS]  # 0 to 99
+NUMBERS = UNITS + TEENS + [f"{ten} {unit}".rstrip() for ten in TENS for unit in UNITS]  # 0 is ""
 
 
 @dataclass(frozen=True)
