@@ -209,9 +209,8 @@ def one_of(words):
 
 COUNTS = {NUMBERS[n]: n for n in range(2, 13)}
 NAMES = [f"{colour} {shape}" for colour, shape in KINDS]
-PLURALS = [toyworld.plural(name) for name in NAMES]
 THE = f"the {one_of(NAMES)}"
-MANY = f"{one_of(COUNTS)} {one_of(PLURALS)}"
+MANY = f"{one_of(COUNTS)} {one_of(map(toyworld.plural, NAMES))}"
 RELATION = one_of(RELATIONS)
 SHAPE = one_of(SHAPES)
 SENTENCES = {

@@ -83,10 +83,6 @@ def features(wave):
     return both[kept], centre[kept]
 
 
-# ------------------------------------------------------------------------------------------------
-# Templates.
-
-
 def make_template(phrase, voice, wave):
     """The template of a phrase that was spoken as `wave`, with nothing varied."""
     x, centre = features(wave)
@@ -95,8 +91,7 @@ def make_template(phrase, voice, wave):
     frames = segment_frames(segments(phrase), voice, NEUTRAL)
     of_frame = np.repeat(of_segment, frames)
     at = np.rint(centre / HOP).astype(int) - 1  # the synthesiser's frame k is at hop k + 1
-    at = at.clip(0, len(of_frame) - 1)
-    return Template(phrase, x, of_frame[at])
+    return Template(phrase, x, of_frame.take(at, mode="clip"))
 
 
 @functools.cache
@@ -213,10 +208,6 @@ def read_speech(waves):
     The phrase is the one whose phonemes are nearest in the mean square.
     """
     return [read_one(wave) for wave in waves]
-
-
-# ------------------------------------------------------------------------------------------------
-# Marks.
 
 
 def word_accuracy(said, wanted):

@@ -3,7 +3,7 @@
 A phrase is "a small red circle" or a number in words. Its phonemes give a track of formants and
 levels. A source (harmonics of a gliding pitch, and noise) goes through filters that follow the
 track: source and filter, as in Klatt (1980), "Software for a cascade/parallel formant
-synthesizer". All functions are pure: randomness is a Philox stream keyed by (seed, stream).
+synthesizer". All functions are pure: see toyworld.rng.
 """
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +109,6 @@ VOICES = {
     "soprano": (205, 1.0, 1.16, 0.02),
 }
 
-
 PHONEMES = {}  # {phoneme: list of its segments, nine numbers each}
 for line in SEGMENTS.strip().splitlines()[1:]:
     name, *values = line.split()
@@ -133,10 +132,8 @@ def all_phrases(split):
     """
     pairs = [pair for (pair,) in kinds(1, split)]
     things = [f"a {size} {colour} {shape}" for size in SIZES for colour, shape in pairs]
-    unseen = NUMBERS[7::7]
-    if split == "unseen":
-        return things, unseen
-    return things, [number for number in NUMBERS[1:] if number not in unseen]
+    numbers = [NUMBERS[n] for n in range(1, 100) if (n % 7 == 0) == (split == "unseen")]
+    return things, numbers
 
 
 def phrases(n, seed, split="seen"):
@@ -155,18 +152,12 @@ def phrases(n, seed, split="seen"):
 
 def phonemes(phrase):
     """The names of a phrase's phonemes. KeyError for a word that is not in LEXICON."""
-    names = []
-    for word in phrase.split():
-        names += LEXICON[word].split()
-    return names
+    return " ".join(LEXICON[word] for word in phrase.split()).split()
 
 
 def segments(phrase):
     """The rows of SEGMENTS that make a phrase: (S, 9)."""
-    rows = []
-    for name in phonemes(phrase):
-        rows += PHONEMES[name]
-    return np.array(rows)
+    return np.concatenate([PHONEMES[name] for name in phonemes(phrase)])
 
 
 def segment_frames(table, voice, u):
@@ -184,8 +175,7 @@ def segment_frames(table, voice, u):
 def smooth(track, kernel):
     """Each column of a track (F, C), convolved with a kernel of odd length; ends are held."""
     padded = np.pad(track, ((len(kernel) // 2, len(kernel) // 2), (0, 0)), "edge")
-    columns = [np.convolve(column, kernel, "valid") for column in padded.T]
-    return np.stack(columns, 1)
+    return np.column_stack([np.convolve(column, kernel, "valid") for column in padded.T])
 
 
 def articulate(phrase, voice, u):
@@ -271,7 +261,7 @@ def sound(track, noise):
     """
     formants, levels, band = np.split(track[:, :10].astype(np.float32), (5, 8), axis=1)
     pitch, lines = track[:, 10:].T
-    f = (np.arange(FFT // 2 + 1) * SAMPLE_RATE / FFT).astype(np.float32)  # (bins,) Hz
+    f = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE).astype(np.float32)  # (bins,) Hz
     source = harmonics(pitch, lines)
     hiss = spectra(noise.standard_normal(len(source)))  # (F, bins)
 
@@ -327,7 +317,6 @@ def speak(phrases, seed, voices=None):
     is not in LEXICON.
     """
     if voices is None:
-        names = list(VOICES)
-        voices = [names[i] for i in rng(seed, SPEAK).integers(0, len(names), len(phrases))]
+        voices = rng(seed, SPEAK).choice(list(VOICES), len(phrases))
     u = rng(seed, SPEAK + 100).uniform(-1, 1, (len(phrases), 4))
     return utter(list(zip(phrases, voices, u)), seed)

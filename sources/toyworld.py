@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# ------------------------------------------------------------------------------------------------
-# What exists.
-
 SIDE = 32  # picture side, pixels
 
 COLOURS = {
