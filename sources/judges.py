@@ -5,7 +5,6 @@ They are fixed rules and are never trained. So they score a model without learni
 import functools
 import itertools
 import re
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,15 +24,6 @@ LOOKED_FOR = {  # one thing or two: their sizes, and where the centre may be, do
 APART = 10  # pixels between the centres of two things, down or across
 WINDOW = 4  # pixels: side of the squares in which picture and drawing are compared
 TOLERANCE = 0.45  # largest misfit. What a tokenizer of 34 dB leaves of a picture is below it
-
-
-class Found(NamedTuple):
-    """A thing that was found, and where. gain: the squared error that it explains."""
-
-    gain: float
-    thing: Thing
-    y: int
-    x: int
 
 
 @functools.cache
@@ -58,9 +48,9 @@ def read_pictures(images):
         single = explained(pictures, backgrounds, count=1)  # (CHUNK, M, C)
         paired = explained(pictures, backgrounds, count=2)
         for i, background in enumerate(backgrounds):
-            found = find_things(single[i], paired[i])
-            agrees = misfit(pictures[i], background, found) <= TOLERANCE
-            read.append(scene_of(background, found) if agrees else None)
+            things, places = find_things(single[i], paired[i])
+            agrees = misfit(pictures[i], background, things, places) <= TOLERANCE
+            read.append(scene_of(background, things, places) if agrees else None)
     return read
 
 
@@ -68,8 +58,11 @@ def background_of(picture):
     """The background that is nearest to the median of the border."""
     border = np.concatenate((picture[0], picture[-1], picture[:, 0], picture[:, -1]))  # (128, 3)
     ground = np.median(border, axis=0)
-    distance = np.abs(list(BACKGROUNDS.values()) - ground).sum(1)
-    return list(BACKGROUNDS)[distance.argmin()]
+
+    def distance(name):
+        return np.abs(BACKGROUNDS[name] - ground).sum()
+
+    return min(BACKGROUNDS, key=distance)
 
 
 def explained(pictures, backgrounds, count):
@@ -86,49 +79,52 @@ def explained(pictures, backgrounds, count):
     under = np.tensordot(rest, cover, (1, 1)).swapaxes(1, 2)  # (N, M, 3)
     areas = (cover**2).sum(1, keepdims=True)  # (M, 1)
     energies = areas * (paints**2).sum(2)[:, None]  # (N, M, C)
-    return 2 * under @ paints.swapaxes(1, 2) - energies
+    products = under @ paints.swapaxes(1, 2)  # (N, M, C)
+    return 2 * products - energies
 
 
 def find_things(single_gains, paired_gains):
-    """The one or two things that explain most of a picture: a list of Found."""
-    alone = best(single_gains, 1)
-    first = best(paired_gains, 2)
-    distance = np.abs(templates(2)[2] - (first.y, first.x)).max(1)  # (M,)
-    second = best(np.where(distance[:, None] >= APART, paired_gains, -np.inf), 2)
-    if first.gain + second.gain > alone.gain:
-        return [first, second]
-    return [alone]
+    """The one or two things that explain most of a picture, and their places (y, x)."""
+    gain, alone, place = best(single_gains, 1)
+    first_gain, first, here = best(paired_gains, 2)
+    distance = np.abs(templates(2)[2] - here).max(1)  # (M,)
+    paired_gains = np.where(distance[:, None] < APART, -np.inf, paired_gains)
+    second_gain, second, there = best(paired_gains, 2)
+    if first_gain + second_gain > gain:
+        return (first, second), (here, there)
+    return (alone,), (place,)
 
 
 def best(gains, count):
-    """What explains most, a Found. gains (M, C): what `explained` says of the picture."""
+    """The largest of the gains (M, C) that `explained` tells, its Thing and place (y, x)."""
     template, colour = np.unravel_index(gains.argmax(), gains.shape)
     shape, size, y, x = templates(count)[0][template]
-    return Found(gains[template, colour], Thing(list(COLOURS)[colour], shape, size), y, x)
+    thing = Thing(list(COLOURS)[colour], shape, size)
+    return gains[template, colour], thing, (y, x)
 
 
-def misfit(picture, background, found):
-    """The largest error of a drawing of what was found in any WINDOW x WINDOW square of a picture.
+def misfit(picture, background, things, places):
+    """The largest error of a drawing of the things in any WINDOW x WINDOW square of the picture.
 
     RMS over pixels and channels, in units of the contrast between the background and the faintest
     thing. A part of a thing that is missing has an error of about 1. So has a stray patch.
     """
-    drawn = toyworld.paint(background, [(each.thing, each.y, each.x) for each in found])
+    drawn = toyworld.paint(background, things, places)
     squares = ((picture - drawn) ** 2).mean(2)  # (32, 32)
     windows = np.lib.stride_tricks.sliding_window_view(squares, (WINDOW, WINDOW))
-    paints = np.array([COLOURS[each.thing.colour] for each in found]) - BACKGROUNDS[background]
+    paints = np.array([COLOURS[thing.colour] for thing in things]) - BACKGROUNDS[background]
     contrast = (paints**2).mean(1).min()
-    return np.sqrt(windows.mean((2, 3)).max() / contrast)
+    worst = windows.mean((2, 3)).max()
+    return np.sqrt(worst / contrast)
 
 
-def scene_of(background, found):
-    """The Scene of what was found. Of two things' relation, the step goes furthest to the first."""
-    def along(relation):
-        down, across = STEP[relation]
-        return down * (found[0].y - found[1].y) + across * (found[0].x - found[1].x)
-
-    relation = max(RELATIONS, key=along) if len(found) == 2 else None
-    return Scene(tuple(each.thing for each in found), relation, background)
+def scene_of(background, things, places):
+    """The Scene. Its relation is the one whose step goes furthest from the second to the first."""
+    relation = None
+    if len(things) == 2:
+        way = np.subtract(*places)
+        relation = max(RELATIONS, key=lambda name: way @ STEP[name])
+    return Scene(things, relation, background)
 
 
 MARKS = ("all", "background", "count", "colour", "shape", "size", "relation")
@@ -151,16 +147,20 @@ def compare(read, wanted):
     """The marks of one scene, see `judge_scenes`: {mark: True, False or NaN}."""
     marks = dict.fromkeys(MARKS, False)
     if read is not None and wanted is not None:
+        scene = read
         turned = Scene(read.things[::-1], INVERSE.get(read.relation), read.background)
-        scene = max(read, turned, key=lambda scene: agreement(scene, wanted))
+        if agreement(turned, wanted) > agreement(read, wanted):
+            scene = turned
         marks["all"] = scene == wanted
         marks["background"] = scene.background == wanted.background
         marks["count"] = len(scene.things) == len(wanted.things)
         for key in ("colour", "shape", "size"):
             marks[key] = values(scene, key) == values(wanted, key)
         marks["relation"] = scene.relation == wanted.relation
-    pair = wanted is not None and len(wanted.things) == 2
-    marks["size" if pair else "relation"] = np.nan
+    unsaid = "relation"
+    if wanted is not None and len(wanted.things) == 2:
+        unsaid = "size"
+    marks[unsaid] = np.nan
     return marks
 
 
@@ -173,7 +173,8 @@ def agreement(scene, wanted):
     """How much of two scenes agrees, thing by thing and then in relation."""
     same = 0
     for a, b in zip(scene.things, wanted.things):
-        same += (a.colour == b.colour) + (a.shape == b.shape)
+        same += a.colour == b.colour
+        same += a.shape == b.shape
     return same, scene.relation == wanted.relation
 
 
@@ -190,7 +191,8 @@ def all_captions():
             made.append(Scene((Thing(*kind, size),), None, background))
         for a, b in itertools.permutations(KINDS, 2):
             things = (Thing(*a), Thing(*b))
-            made += [Scene(things, relation, background) for relation in RELATIONS]
+            for relation in RELATIONS:
+                made.append(Scene(things, relation, background))
     return {toyworld.caption(scene): scene for scene in made}
 
 
@@ -247,7 +249,8 @@ def check_inverse(premise, conclusion):
 
 def check_chain(first, second, conclusion):
     """a is left of b, and b of c: so is a of c. The conclusion needs both premises."""
-    early, late = straight(first), straight(second)
+    early = straight(first)
+    late = straight(second)
     if early[2] != late[0]:
         early, late = late, early
     a, relation, b = early
@@ -266,15 +269,17 @@ def straight(fact):
 
 def check_count(things, total):
     m, name, n, other = things
-    return name != other and COUNTS[m] + COUNTS[n] == COUNTS[total[0]]
+    added = COUNTS[m] + COUNTS[n]
+    return name != other and added == COUNTS[total[0]]
 
 
 def check_size(first, second, *conclusions):
     """One is small and one is large. The conclusions say so, each in another way."""
     sizes = dict((first, second))
     for a, said, b in conclusions:
-        right = ("large", "small") if said == "larger" else ("small", "large")
-        if (sizes.get(a), sizes.get(b)) != right:
+        if said == "larger":
+            a, b = b, a
+        if (sizes.get(a), sizes.get(b)) != ("small", "large"):
             return False
     return len(set(conclusions)) == len(conclusions)
 

@@ -86,8 +86,9 @@ def features(wave):
 def make_template(phrase, voice, wave):
     """The template of a phrase that was spoken as `wave`, with nothing varied."""
     x, centre = features(wave)
-    counts = [len(PHONEMES[name]) for name in phonemes(phrase)]
-    of_segment = np.repeat(np.arange(len(counts)), counts)
+    of_segment = []
+    for i, name in enumerate(phonemes(phrase)):
+        of_segment += [i] * len(PHONEMES[name])
     frames = segment_frames(segments(phrase), voice, NEUTRAL)
     of_frame = np.repeat(of_segment, frames)
     at = np.rint(centre / HOP).astype(int) - 1  # the synthesiser's frame k is at hop k + 1
@@ -109,8 +110,8 @@ def templates():
 
 def same_length(x):
     """POINTS frames of x (T, D), evenly spaced -> (POINTS, D)."""
-    picked = np.linspace(0, len(x) - 1, POINTS)
-    return x[np.rint(picked).astype(int)]
+    picked = np.linspace(0, len(x) - 1, POINTS).round()
+    return x[picked.astype(int)]
 
 
 def shortlist(x):
@@ -121,7 +122,8 @@ def shortlist(x):
     made, coarse = templates()
     apart = ((coarse - same_length(x)) ** 2).sum((1, 2))  # (K,)
     nearest = [made[i] for i in np.argsort(apart)]
-    return [template for template in nearest if len(template.features) < 2 * len(x)][:SHORTLIST]
+    possible = [template for template in nearest if len(template.features) < 2 * len(x)]
+    return possible[:SHORTLIST]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ def shortlist(x):
 
 def distances(x, y):
     """Euclidean distances of frames x (T, D) and y (J, D) -> (T, J)."""
-    square = (x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T
+    x_square = (x ** 2).sum(1)[:, None]
+    y_square = (y ** 2).sum(1)
+    square = x_square + y_square - 2 * x @ y.T
     return np.sqrt(square.clip(min=0))
 
 
@@ -148,11 +152,13 @@ def warp(distance):
         detour = np.minimum(before[2:], before[:-2]) + DETOUR  # it stayed, or went on by two
         cost[t, 2:] = distance[t] + np.minimum(before[1:-1], detour)
 
-    path = [width - 1]
+    j = width - 1
+    path = [j]
     for before in cost[-2::-1]:
-        skipped, went_on, stayed = before[path[-1]:path[-1] + 3]
+        skipped, went_on, stayed = before[j:j + 3]
         costs = [stayed + DETOUR, went_on, skipped + DETOUR]
-        path.append(path[-1] - costs.index(min(costs)))
+        j -= costs.index(min(costs))
+        path.append(j)
     return np.array(path[::-1])
 
 
@@ -203,22 +209,19 @@ def read_one(wave):
 
 
 def read_speech(waves):
-    """Waves (samples,) at 16 kHz -> list of phrases of the toy world, see `clear_words`.
-
-    The phrase is the one whose phonemes are nearest in the mean square.
-    """
+    """Waves (samples,) at 16 kHz -> the nearest phrase of each, as `clear_words` leaves it."""
     return [read_one(wave) for wave in waves]
 
 
 def word_accuracy(said, wanted):
     """1 - edit distance / number of wanted words, at least 0. said, wanted: lists of words."""
     row = list(range(len(wanted) + 1))  # distances of what was said so far from wanted[:j]
-    for i, word in enumerate(said, 1):
+    for word in said:
         before = row
-        row = [i]
-        for j, other in enumerate(wanted):
-            change = before[j] + (word != other)
-            row.append(min(change, before[j + 1] + 1, row[j] + 1))
+        row = [before[0] + 1]
+        for other, diagonal, above in zip(wanted, before, before[1:]):
+            change = diagonal + (word != other)
+            row.append(min(change, above + 1, row[-1] + 1))
     return max(0.0, 1 - row[-1] / max(len(wanted), 1))
 
 
@@ -229,5 +232,7 @@ def content(text):
 
 def words_right(texts, wanted):
     """`word_accuracy` of each text, content words only -> (N,) floats. wanted: N texts."""
-    pairs = zip(texts, wanted, strict=True)
-    return np.array([word_accuracy(content(said), content(right)) for said, right in pairs], float)
+    marks = []
+    for said, right in zip(texts, wanted, strict=True):
+        marks.append(word_accuracy(content(said), content(right)))
+    return np.array(marks, float)

@@ -14,7 +14,9 @@ from sources.toyworld import NOISE, NUMBERS, PHRASES, SIZES, SPEAK, chooser, kin
 
 SAMPLE_RATE = 16000  # Hz
 LONGEST = 1.45  # seconds: utterances that would last longer are spoken faster
-HOP, WINDOW, FFT = 100, 400, 600  # samples: frames of 25 ms every 6.25 ms
+HOP = 100  # samples from one frame to the next, 6.25 ms
+WINDOW = 400  # samples of a frame, 25 ms
+FFT = 600  # samples
 CHUNK = 4  # utterances that are computed as one signal
 BANDWIDTH = (70, 100, 140, 220, 300)  # Hz, of the formants F1 to F5
 HIGH_FORMANTS = (3500, 4500)  # Hz, F4 and F5: the same for all phonemes
@@ -126,10 +128,7 @@ for entry in " ".join(WORDS.split()).split(", "):
 
 
 def all_phrases(split):
-    """The things and the numbers of a split -> two lists of phrases.
-
-    "unseen" holds the pairs UNSEEN and every seventh number, "seen" the others.
-    """
+    """The things and the numbers of a split -> two lists of phrases. Every seventh is unseen."""
     pairs = [pair for (pair,) in kinds(1, split)]
     things = [f"a {size} {colour} {shape}" for size in SIZES for colour, shape in pairs]
     numbers = [NUMBERS[n] for n in range(1, 100) if (n % 7 == 0) == (split == "unseen")]
@@ -152,7 +151,10 @@ def phrases(n, seed, split="seen"):
 
 def phonemes(phrase):
     """The names of a phrase's phonemes. KeyError for a word that is not in LEXICON."""
-    return " ".join(LEXICON[word] for word in phrase.split()).split()
+    names = []
+    for word in phrase.split():
+        names += LEXICON[word].split()
+    return names
 
 
 def segments(phrase):

@@ -31,7 +31,12 @@ BACKGROUNDS = {
     "grey": (128, 128, 128),
     "pink": (255, 185, 205),
 }
-STEP = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (y, x)
+STEP = {  # down, across
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (-1, 0),
+    "below": (1, 0),
+}
 RELATIONS = tuple(STEP)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -59,10 +64,7 @@ class Scene:
 
 @functools.cache
 def kinds(count, split):
-    """All ordered choices of `count` different kinds (colour, shape) that belong to a split.
-
-    "seen": none of them is unseen. "unseen": at least one is.
-    """
+    """All ordered choices of `count` different kinds: "unseen" if at least one is, else "seen"."""
     belong = []
     for chosen in itertools.permutations(KINDS, count):
         is_new = not UNSEEN.isdisjoint(chosen)
@@ -71,9 +73,7 @@ def kinds(count, split):
     return tuple(belong)
 
 
-# ------------------------------------------------------------------------------------------------
-# Randomness. Each user has a stream: with equal seeds they still draw unrelated numbers.
-
+# Streams of random numbers: with equal seeds their users still draw unrelated ones.
 SCENES, DRAW, PHRASES, SPEAK, PASSAGES, NOISE = range(1, 7)
 
 
@@ -92,15 +92,8 @@ def chooser(uniforms):
     return pick
 
 
-# ------------------------------------------------------------------------------------------------
-# Scenes and captions.
-
-
 def scenes(n, seed, split="seen", things=None):
-    """n random scenes, a list of Scene.
-
-    things: 1, 2, or None for half and half. split: see `kinds`.
-    """
+    """n random Scenes of `things` things: 1, 2, or None for half and half. split: see `kinds`."""
     counts = (things,) if things else (2, 1)
     made = []
     for row in rng(seed, SCENES).random((n, 5)):
@@ -176,10 +169,10 @@ def coverage(shape, size, y, x):
     return stamp(shape, RADIUS[size])[top : top + SIDE, left : left + SIDE]
 
 
-def paint(background, placed):
-    """The picture of things at their places, (Thing, y, x) each: (32, 32, 3) float32."""
+def paint(background, things, places):
+    """The picture of things whose centres are at places (y, x): (32, 32, 3) float32."""
     picture = np.full((SIDE, SIDE, 3), BACKGROUNDS[background], np.float32)
-    for thing, y, x in placed:
+    for thing, (y, x) in zip(things, places):
         cover = coverage(thing.shape, thing.size, y, x)[:, :, None]
         picture += cover * (np.array(COLOURS[thing.colour], np.float32) - picture)
     return picture
@@ -200,12 +193,11 @@ def draw(scenes, seed):
     pictures = np.empty((n, SIDE, SIDE, 3), np.uint8)
     for i, scene in enumerate(scenes):
         if scene.relation is None:
-            centres = [SIDE // 2 + alone[i]]
+            places = [SIDE // 2 + alone[i]]
         else:
             step = SIDE // 4 * np.array(STEP[scene.relation])
-            centres = SIDE // 2 + np.stack((step, -step)) + paired[i]
-        placed = [(thing, y, x) for thing, (y, x) in zip(scene.things, centres)]
-        picture = paint(scene.background, placed)
+            places = SIDE // 2 + np.stack((step, -step)) + paired[i]
+        picture = paint(scene.background, scene.things, places)
         pictures[i] = np.clip(np.rint(picture + light[i]), 0, 255)
     return pictures
 
@@ -221,7 +213,9 @@ def plural(name):
 
 def write_inverse(pick, a, b):
     said = pick(RELATIONS)
-    return [f"the {a} is {said} the {b}", f"so the {b} is {INVERSE[said]} the {a}"]
+    straight = f"the {a} is {said} the {b}"
+    turned = f"so the {b} is {INVERSE[said]} the {a}"
+    return [straight, turned]
 
 
 def write_chain(pick, a, b, c):
@@ -257,8 +251,13 @@ def write_colour(pick, a, b):
     return [*facts, f"what colour is the {asked}", answer]
 
 
-# How many things each writes about.
-WRITERS = {write_inverse: 2, write_chain: 3, write_count: 2, write_size: 2, write_colour: 2}
+WRITERS = {  # how many things each writes about
+    write_inverse: 2,
+    write_chain: 3,
+    write_count: 2,
+    write_size: 2,
+    write_colour: 2,
+}
 
 
 @functools.cache

@@ -163,7 +163,7 @@ def test_picture_judge_finds_stray_blocks(truth):
 def test_picture_judge_refuses_what_is_no_scene(truth):
     g = toyworld.rng(17)
     noise = g.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    blank = np.array([toyworld.paint(name, []) for name in toyworld.BACKGROUNDS], np.uint8)
+    blank = np.array([toyworld.paint(name, [], []) for name in toyworld.BACKGROUNDS], np.uint8)
     shuffled = g.permuted(truth[1][:20].reshape(20, 1024, 3), axis=1).reshape(20, 32, 32, 3)
     for bad in (noise, blank, shuffled):
         assert judges.read_pictures(bad) == [None] * len(bad)
