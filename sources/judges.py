@@ -37,10 +37,7 @@ def templates(count):
 
 
 def read_pictures(images):
-    """Pictures (N, 32, 32, 3) uint8 -> the scenes in them, a list of N Scene or None.
-
-    None: in some square of WINDOW x WINDOW pixels, the best scene does not look like the picture.
-    """
+    """Pictures (N, 32, 32, 3) uint8 -> list of N Scene, or None where the best one does not fit."""
     read = []
     for start in range(0, len(images), CHUNK):
         pictures = np.asarray(images[start : start + CHUNK], np.float32)
@@ -84,7 +81,7 @@ def explained(pictures, backgrounds, count):
 
 
 def find_things(single_gains, paired_gains):
-    """The one or two things that explain most of a picture, and their places (y, x)."""
+    """The one or two things that explain most, and their places (y, x). Gains are (M, C)."""
     gain, alone, place = best(single_gains, 1)
     first_gain, first, here = best(paired_gains, 2)
     distance = np.abs(templates(2)[2] - here).max(1)  # (M,)

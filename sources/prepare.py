@@ -129,7 +129,7 @@ def train_tokenizer(modality, sources, train, config, device):
 
 def train_text(sources, train, config):
     """A text tokenizer from the training texts of all sources."""
-    texts = [[source.texts[i] for i in train[source.kind]] for source in sources]
+    texts = [samples_of(source, "text", train[source.kind]) for source in sources]
     sizes = [sum(map(len, part)) for part in texts]
     samples = []
     repeats = []

@@ -312,13 +312,11 @@ def utter(said, seed):
         return [wave for waves in chunks for wave in waves]
 
 
-def speak(phrases, seed, voices=None):
-    """Phrases -> list of float32 waves at 16 kHz, peak 0.9, at most 1.5 s.
+def speak(phrases, seed):
+    """Phrases, in random voices -> list of float32 waves at 16 kHz, peak 0.9, at most 1.5 s.
 
-    voices: a name of VOICES for each phrase; random ones if not given. KeyError for a word that
-    is not in LEXICON.
+    KeyError for a word that is not in LEXICON.
     """
-    if voices is None:
-        voices = rng(seed, SPEAK).choice(list(VOICES), len(phrases))
+    voices = rng(seed, SPEAK).choice(list(VOICES), len(phrases))
     u = rng(seed, SPEAK + 100).uniform(-1, 1, (len(phrases), 4))
     return utter(list(zip(phrases, voices, u)), seed)
