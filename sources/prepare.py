@@ -2,7 +2,6 @@
 
 An item is a text, a picture with its caption, or a clip with its transcript.
 """
-import dataclasses
 import time
 
 import numpy as np
@@ -37,7 +36,7 @@ def own_sources(config):
     if config.text:
         source = folders.read_text(config.text, config.skip_bad)
         parts = sections(source.texts)
-        sources["text"] = dataclasses.replace(source, texts=parts, keys=parts)
+        sources["text"] = Source("text", source.name, parts, None, parts)
     if config.images:
         patch = config.image_tokenizer.get("patch") or 4
         sources["image-text"] = folders.read_images(
