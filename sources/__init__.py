@@ -12,14 +12,13 @@ class Source:
 
     load(indices) gives their pictures, uint8 (side, side, channels), or their waves, float32 (n,)
     at 16 kHz. It reads them anew at each call. It is None for text alone.
-    Identical items have identical keys, wherever they are stored.
     """
 
     kind: str  # "text", "image-text" or "speech-text"
     name: str  # what a log or a page calls it
     texts: list[str]  # documents, captions or transcripts
     load: Callable | None
-    keys: list[str]  # a digest of each item's content
+    keys: list[str]  # a digest of each item's content: alike for items that are alike
 
     def __len__(self):
         return len(self.texts)
@@ -31,7 +30,7 @@ def digest(*parts):
     for part in parts:
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype} {part.shape}".encode())
-            part = np.ascontiguousarray(part).tobytes()
+            part = part.tobytes()
         if not isinstance(part, bytes):
             part = str(part).encode("utf-8", "surrogatepass")
         sha.update(len(part).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")

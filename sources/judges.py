@@ -5,13 +5,12 @@ They are fixed rules and are never trained. So they score a model without learni
 import functools
 import itertools
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from sources import toyworld
-from sources.toyworld import BACKGROUNDS, COLOURS, COUNTS, INVERSE, KINDS, RELATIONS, SHAPES, SIZES
-from sources.toyworld import STEP, Scene, Thing
+from sources.toyworld import (BACKGROUNDS, COLOURS, INVERSE, KINDS, NUMBERS, RELATIONS, SHAPES,
+                              SIZES, STEP, Scene, Thing)
 
 # ------------------------------------------------------------------------------------------------
 # Pictures. Every thing at every place is compared with the picture, by least squares. What fits
@@ -27,38 +26,18 @@ WINDOW = 4  # pixels: side of the squares in which picture and drawing are compa
 TOLERANCE = 0.45  # largest misfit. What a tokenizer of 34 dB leaves of a picture is below it
 
 
-class Template(NamedTuple):
-    """What is looked for: a thing of any colour at a place."""
-
-    shape: str
-    size: str | None
-    y: int
-    x: int
-
-
-class Found(NamedTuple):
-    """A thing that was found. gain: the squared error that it explains."""
-
-    gain: float
-    template: Template
-    colour: str
-
-
 @functools.cache
 def templates(count):
-    """All M templates of one thing, or of one of two. Their places (M, 2), coverage (M, 1024)."""
+    """What is looked for: M tuples (shape, size, y, x), their coverage (M, 1024), places (M, 2)."""
     sizes, span = LOOKED_FOR[count]
-    made = [Template(*each) for each in itertools.product(SHAPES, sizes, span, span)]
-    places = [(template.y, template.x) for template in made]
+    made = list(itertools.product(SHAPES, sizes, span, span))
     cover = [toyworld.coverage(*template).ravel() for template in made]
-    return made, np.array(places), np.stack(cover)
+    places = [template[2:] for template in made]
+    return made, np.stack(cover), np.array(places)
 
 
 def read_pictures(images):
-    """Pictures (N, 32, 32, 3) uint8 -> the scenes in them, a list of N Scene or None.
-
-    None: in some square of WINDOW x WINDOW pixels, the best scene does not look like the picture.
-    """
+    """Pictures (N, 32, 32, 3) uint8 -> list of N Scene, or None where the best one does not fit."""
     read = []
     for start in range(0, len(images), CHUNK):
         pictures = np.asarray(images[start : start + CHUNK], np.float32)
@@ -66,9 +45,9 @@ def read_pictures(images):
         single = explained(pictures, backgrounds, count=1)  # (CHUNK, M, C)
         paired = explained(pictures, backgrounds, count=2)
         for i, background in enumerate(backgrounds):
-            things = find_things(single[i], paired[i])
-            agrees = misfit(pictures[i], background, things) <= TOLERANCE
-            read.append(scene_of(background, things) if agrees else None)
+            things, places = find_things(single[i], paired[i])
+            agrees = misfit(pictures[i], background, things, places) <= TOLERANCE
+            read.append(scene_of(background, things, places) if agrees else None)
     return read
 
 
@@ -76,8 +55,11 @@ def background_of(picture):
     """The background that is nearest to the median of the border."""
     border = np.concatenate((picture[0], picture[-1], picture[:, 0], picture[:, -1]))  # (128, 3)
     ground = np.median(border, axis=0)
-    distance = np.abs(list(BACKGROUNDS.values()) - ground).sum(1)
-    return list(BACKGROUNDS)[distance.argmin()]
+
+    def distance(name):
+        return np.abs(BACKGROUNDS[name] - ground).sum()
+
+    return min(BACKGROUNDS, key=distance)
 
 
 def explained(pictures, backgrounds, count):
@@ -86,69 +68,60 @@ def explained(pictures, backgrounds, count):
     With r = picture - background and p = cover * (colour - background), it is
     |r|^2 - |r - p|^2 = 2 r.p - |p|^2. pictures (N, 32, 32, 3), count: see `templates`.
     """
-    cover = templates(count)[2]  # (M, 1024)
-    n = len(pictures)
+    cover = templates(count)[1]  # (M, 1024)
     colours = np.array(list(COLOURS.values()), np.float32)  # (C, 3)
     grounds = np.array([BACKGROUNDS[name] for name in backgrounds], np.float32)[:, None]
     paints = colours - grounds  # (N, C, 3)
-    rest = pictures.reshape(n, -1, 3) - grounds  # (N, 1024, 3)
+    rest = pictures.reshape(len(pictures), -1, 3) - grounds  # (N, 1024, 3)
     under = np.tensordot(rest, cover, (1, 1)).swapaxes(1, 2)  # (N, M, 3)
     areas = (cover**2).sum(1, keepdims=True)  # (M, 1)
     energies = areas * (paints**2).sum(2)[:, None]  # (N, M, C)
-    return 2 * under @ paints.swapaxes(1, 2) - energies
+    products = under @ paints.swapaxes(1, 2)  # (N, M, C)
+    return 2 * products - energies
 
 
 def find_things(single_gains, paired_gains):
-    """The one or two things that explain most of a picture: a list of Found.
-
-    single_gains, paired_gains (M, C): what `explained` says of the picture.
-    """
-    alone = best(single_gains, 1)
-    first = best(paired_gains, 2)
-    distance = np.abs(templates(2)[1] - (first.template.y, first.template.x)).max(1)  # (M,)
-    second = best(np.where(distance[:, None] >= APART, paired_gains, -np.inf), 2)
-    if first.gain + second.gain > alone.gain:
-        return [first, second]
-    return [alone]
+    """The one or two things that explain most, and their places (y, x). Gains are (M, C)."""
+    gain, alone, place = best(single_gains, 1)
+    first_gain, first, here = best(paired_gains, 2)
+    distance = np.abs(templates(2)[2] - here).max(1)  # (M,)
+    paired_gains = np.where(distance[:, None] < APART, -np.inf, paired_gains)
+    second_gain, second, there = best(paired_gains, 2)
+    if first_gain + second_gain > gain:
+        return (first, second), (here, there)
+    return (alone,), (place,)
 
 
 def best(gains, count):
-    """The template and colour that explain most. gains (M, C), count: see `templates`."""
+    """The largest of the gains (M, C) that `explained` tells, its Thing and place (y, x)."""
     template, colour = np.unravel_index(gains.argmax(), gains.shape)
-    return Found(gains[template, colour], templates(count)[0][template], list(COLOURS)[colour])
+    shape, size, y, x = templates(count)[0][template]
+    thing = Thing(list(COLOURS)[colour], shape, size)
+    return gains[template, colour], thing, (y, x)
 
 
-def misfit(picture, background, things):
+def misfit(picture, background, things, places):
     """The largest error of a drawing of the things in any WINDOW x WINDOW square of the picture.
 
     RMS over pixels and channels, in units of the contrast between the background and the faintest
     thing. A part of a thing that is missing has an error of about 1. So has a stray patch.
     """
-    drawn = toyworld.blank(background)
-    for found in things:
-        toyworld.paint(drawn, toyworld.coverage(*found.template), found.colour)
+    drawn = toyworld.paint(background, things, places)
     squares = ((picture - drawn) ** 2).mean(2)  # (32, 32)
     windows = np.lib.stride_tricks.sliding_window_view(squares, (WINDOW, WINDOW))
-    paints = np.array([COLOURS[found.colour] for found in things]) - BACKGROUNDS[background]
+    paints = np.array([COLOURS[thing.colour] for thing in things]) - BACKGROUNDS[background]
     contrast = (paints**2).mean(1).min()
-    return np.sqrt(windows.mean((2, 3)).max() / contrast)
+    worst = windows.mean((2, 3)).max()
+    return np.sqrt(worst / contrast)
 
 
-def scene_of(background, things):
-    parts = tuple(Thing(f.colour, f.template.shape, f.template.size) for f in things)
+def scene_of(background, things, places):
+    """The Scene. Its relation is the one whose step goes furthest from the second to the first."""
     relation = None
     if len(things) == 2:
-        relation = relation_of(things[0].template, things[1].template)
-    return Scene(parts, relation, background)
-
-
-def relation_of(a, b):
-    """The relation whose step goes furthest from b to a."""
-    def along(relation):
-        down, across = STEP[relation]
-        return down * (a.y - b.y) + across * (a.x - b.x)
-
-    return max(RELATIONS, key=along)
+        way = np.subtract(*places)
+        relation = max(RELATIONS, key=lambda name: way @ STEP[name])
+    return Scene(things, relation, background)
 
 
 MARKS = ("all", "background", "count", "colour", "shape", "size", "relation")
@@ -175,15 +148,16 @@ def compare(read, wanted):
         turned = Scene(read.things[::-1], INVERSE.get(read.relation), read.background)
         if agreement(turned, wanted) > agreement(read, wanted):
             scene = turned
-        same_count = len(scene.things) == len(wanted.things)
+        marks["all"] = scene == wanted
         marks["background"] = scene.background == wanted.background
-        marks["count"] = same_count
+        marks["count"] = len(scene.things) == len(wanted.things)
         for key in ("colour", "shape", "size"):
-            marks[key] = same_count and values(scene, key) == values(wanted, key)
-        marks["relation"] = same_count and scene.relation == wanted.relation
-        marks["all"] = all(marks[key] for key in MARKS[1:])
-    pair = wanted is not None and len(wanted.things) == 2
-    marks["size" if pair else "relation"] = np.nan
+            marks[key] = values(scene, key) == values(wanted, key)
+        marks["relation"] = scene.relation == wanted.relation
+    unsaid = "relation"
+    if wanted is not None and len(wanted.things) == 2:
+        unsaid = "size"
+    marks[unsaid] = np.nan
     return marks
 
 
@@ -214,7 +188,8 @@ def all_captions():
             made.append(Scene((Thing(*kind, size),), None, background))
         for a, b in itertools.permutations(KINDS, 2):
             things = (Thing(*a), Thing(*b))
-            made += [Scene(things, relation, background) for relation in RELATIONS]
+            for relation in RELATIONS:
+                made.append(Scene(things, relation, background))
     return {toyworld.caption(scene): scene for scene in made}
 
 
@@ -231,10 +206,10 @@ def one_of(words):
     return f"({'|'.join(words)})"
 
 
+COUNTS = {NUMBERS[n]: n for n in range(2, 13)}
 NAMES = [f"{colour} {shape}" for colour, shape in KINDS]
-PLURALS = [toyworld.plural(name) for name in NAMES]
 THE = f"the {one_of(NAMES)}"
-MANY = f"{one_of(COUNTS)} {one_of(PLURALS)}"
+MANY = f"{one_of(COUNTS)} {one_of(map(toyworld.plural, NAMES))}"
 RELATION = one_of(RELATIONS)
 SHAPE = one_of(SHAPES)
 SENTENCES = {
@@ -251,13 +226,9 @@ SENTENCES = {
 
 def parse_passage(text):
     """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
-    kinds = []
-    fields = []
-    for sentence in text.removesuffix(".").split(". "):
-        kind, found = parse_sentence(sentence)
-        kinds.append(kind)
-        fields.append(found)
-    return tuple(kinds), fields
+    sentences = text.removesuffix(".").split(". ")
+    kinds, fields = zip(*map(parse_sentence, sentences))
+    return kinds, fields
 
 
 def parse_sentence(sentence):
@@ -275,7 +246,8 @@ def check_inverse(premise, conclusion):
 
 def check_chain(first, second, conclusion):
     """a is left of b, and b of c: so is a of c. The conclusion needs both premises."""
-    early, late = straight(first), straight(second)
+    early = straight(first)
+    late = straight(second)
     if early[2] != late[0]:
         early, late = late, early
     a, relation, b = early
@@ -302,8 +274,9 @@ def check_size(first, second, *conclusions):
     """One is small and one is large. The conclusions say so, each in another way."""
     sizes = dict((first, second))
     for a, said, b in conclusions:
-        right = ("large", "small") if said == "larger" else ("small", "large")
-        if (sizes.get(a), sizes.get(b)) != right:
+        if said == "larger":
+            a, b = b, a
+        if (sizes.get(a), sizes.get(b)) != ("small", "large"):
             return False
     return len(set(conclusions)) == len(conclusions)
 
@@ -347,7 +320,7 @@ def variety(texts):
     forms = [parse_passage(text)[0] for text in texts]
     counts = np.array([forms.count(form) for form in FORMS])
     counts = counts[counts > 0]
-    if not len(counts):
+    if not counts.size:
         return 0.0
     shares = counts / counts.sum()
     entropy = -(shares * np.log(shares)).sum()

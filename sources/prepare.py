@@ -2,7 +2,6 @@
 
 An item is a text, a picture with its caption, or a clip with its transcript.
 """
-import dataclasses
 import time
 
 import numpy as np
@@ -37,7 +36,7 @@ def own_sources(config):
     if config.text:
         source = folders.read_text(config.text, config.skip_bad)
         parts = sections(source.texts)
-        sources["text"] = dataclasses.replace(source, texts=parts, keys=parts)
+        sources["text"] = Source("text", source.name, parts, None, parts)
     if config.images:
         patch = config.image_tokenizer.get("patch") or 4
         sources["image-text"] = folders.read_images(
@@ -64,7 +63,7 @@ def toy_source(kind, items, seed):
     return Source(kind, "toy world", texts, lambda at: [samples[i] for i in at], keys)
 
 
-def split(source, share=0.05, most=1024):
+def split(source):
     """Indices of training and held-out items. Items of one content stand on one side."""
     groups = {}
     for i, key in enumerate(source.keys):
@@ -73,12 +72,12 @@ def split(source, share=0.05, most=1024):
     if len(groups) < 2:
         raise DataError(f"{source.name}: holds only one item, or several copies of one: give two "
                         "or more, since some are held out")
-    wanted = min(most, max(1, int(share * len(source))))
+    wanted = min(1024, len(source) // 20)
     held = []
     for n in rng(0, 17).permutation(len(groups))[:-1]:
+        held += groups[n]
         if len(held) >= wanted:
             break
-        held += groups[n]
     train = np.setdiff1d(np.arange(len(source)), held)
     return train, np.sort(held)
 
@@ -109,6 +108,7 @@ def sections(texts):
 
 TOKENIZER_ITEMS = 6000     # pictures or clips that a tokenizer is trained on, at most
 TOKENIZER_BYTES = 2 ** 29  # and their size
+BATCH = 512                # items that are encoded at once
 
 
 def train_tokenizer(modality, sources, train, config, device):
@@ -128,15 +128,14 @@ def train_tokenizer(modality, sources, train, config, device):
 
 def train_text(sources, train, config):
     """A text tokenizer from the training texts of all sources."""
-    texts = [[source.texts[i] for i in train[source.kind]] for source in sources]
+    texts = [samples_of(source, "text", train[source.kind]) for source in sources]
     sizes = [sum(map(len, part)) for part in texts]
     samples = []
     repeats = []
     for part, size in zip(texts, sizes):
-        # each kind counts alike: else the words of transcripts beside a book would be spelt
-        times = round(max(sizes) / max(1, size))
         samples += part
-        repeats += [min(100, max(1, times))] * len(part)
+        # each kind counts alike: else the words of transcripts beside a book would be spelt
+        repeats += [min(100, round(max(sizes) / size))] * len(part)
     return text.train(samples, config.vocab_size, repeats)
 
 
@@ -158,14 +157,14 @@ def samples_of(source, modality, at):
     return source.load(at)
 
 
-def encode(source, tokenizers, batch=512):
+def encode(source, tokenizers):
     """Codes of all items: a list (members) of lists (items) of arrays."""
     codes = []
     for modality in KINDS[source.kind]:
         encoded = []
-        starts = range(0, len(source), batch)
+        starts = range(0, len(source), BATCH)
         for i in tqdm(starts, desc=f"encoding {source.kind}", leave=False):
-            at = range(i, min(i + batch, len(source)))
+            at = range(len(source))[i:i + BATCH]
             encoded += tokenizers[modality].encode(samples_of(source, modality, at))
         codes.append(encoded)
     return codes

@@ -16,8 +16,6 @@ from sources.toyspeech import (HOP, PHONEMES, SAMPLE_RATE, all_phrases, phonemes
 FRAME = 512  # samples, 32 ms
 STRIDE = 200  # samples, 12.5 ms
 BANDS = 26  # mel bands
-LOWEST = 80  # Hz
-HIGHEST = 7600  # Hz
 KEPT = 12  # cepstra that are kept: the first ones, without that of loudness
 RANGE = 45  # dB below the loudest that still count
 VOICES = ("tenor", "alto")  # of the templates. The other two voices are near enough
@@ -51,7 +49,7 @@ def mel(f):
 def mel_bands():
     """Triangular filters, evenly on the mel scale: (FRAME / 2 + 1, BANDS)."""
     bins = mel(np.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE))
-    centres = np.linspace(mel(LOWEST), mel(HIGHEST), BANDS + 2)
+    centres = np.linspace(mel(80), mel(7600), BANDS + 2)  # from 80 to 7600 Hz
     width = centres[1] - centres[0]
     apart = np.abs(bins[:, None] - centres[1:-1])
     return (1 - apart / width).clip(min=0)
@@ -72,15 +70,12 @@ def features(wave):
     """
     padded = np.pad(wave, FRAME)
     frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::STRIDE]
-    spectrum = np.fft.rfft(frames * np.hanning(FRAME))
-    power = np.abs(spectrum) ** 2
+    power = np.abs(np.fft.rfft(frames * np.hanning(FRAME))) ** 2
     bands = power @ mel_bands() + 1e-12  # (T, BANDS), never 0
-    level = RANGE + 10 * np.log10(bands / bands.max())  # dB
-    level = level.clip(min=0)
+    level = (RANGE + 10 * np.log10(bands / bands.max())).clip(min=0)  # dB
 
     cepstra = level @ cosines()
-    slopes = np.gradient(cepstra, axis=0)
-    both = np.concatenate([cepstra, slopes], 1)
+    both = np.hstack([cepstra, np.gradient(cepstra, axis=0)])
     centre = np.arange(len(both)) * STRIDE - FRAME // 2
 
     heard = np.flatnonzero(level.any(1))
@@ -88,20 +83,16 @@ def features(wave):
     return both[kept], centre[kept]
 
 
-# ------------------------------------------------------------------------------------------------
-# Templates.
-
-
 def make_template(phrase, voice, wave):
     """The template of a phrase that was spoken as `wave`, with nothing varied."""
     x, centre = features(wave)
-    counts = [len(PHONEMES[name]) for name in phonemes(phrase)]
-    of_segment = np.repeat(np.arange(len(counts)), counts)
+    of_segment = []
+    for i, name in enumerate(phonemes(phrase)):
+        of_segment += [i] * len(PHONEMES[name])
     frames = segment_frames(segments(phrase), voice, NEUTRAL)
     of_frame = np.repeat(of_segment, frames)
     at = np.rint(centre / HOP).astype(int) - 1  # the synthesiser's frame k is at hop k + 1
-    at = at.clip(0, len(of_frame) - 1)
-    return Template(phrase, x, of_frame[at])
+    return Template(phrase, x, of_frame.take(at, mode="clip"))
 
 
 @functools.cache
@@ -112,17 +103,15 @@ def templates():
         things, numbers = all_phrases(split)
         for phrase in things + numbers:
             said += [(phrase, voice, NEUTRAL) for voice in VOICES]
-    made = []
-    for (phrase, voice, _), wave in zip(said, utter(said, seed=0)):
-        made.append(make_template(phrase, voice, wave))
-    coarse = [same_length(template.features) for template in made]
-    return made, np.stack(coarse)
+    waves = utter(said, seed=0)
+    made = [make_template(phrase, voice, wave) for (phrase, voice, _), wave in zip(said, waves)]
+    return made, np.stack([same_length(template.features) for template in made])
 
 
 def same_length(x):
     """POINTS frames of x (T, D), evenly spaced -> (POINTS, D)."""
-    picked = np.linspace(0, len(x) - 1, POINTS)
-    return x[np.rint(picked).astype(int)]
+    picked = np.linspace(0, len(x) - 1, POINTS).round()
+    return x[picked.astype(int)]
 
 
 def shortlist(x):
@@ -133,8 +122,7 @@ def shortlist(x):
     made, coarse = templates()
     apart = ((coarse - same_length(x)) ** 2).sum((1, 2))  # (K,)
     nearest = [made[i] for i in np.argsort(apart)]
-    longest = 2 * len(x) - 1
-    possible = [template for template in nearest if len(template.features) <= longest]
+    possible = [template for template in nearest if len(template.features) < 2 * len(x)]
     return possible[:SHORTLIST]
 
 
@@ -164,11 +152,13 @@ def warp(distance):
         detour = np.minimum(before[2:], before[:-2]) + DETOUR  # it stayed, or went on by two
         cost[t, 2:] = distance[t] + np.minimum(before[1:-1], detour)
 
-    path = [width - 1]
+    j = width - 1
+    path = [j]
     for before in cost[-2::-1]:
-        skipped, went_on, stayed = before[path[-1]:path[-1] + 3]
+        skipped, went_on, stayed = before[j:j + 3]
         costs = [stayed + DETOUR, went_on, skipped + DETOUR]
-        path.append(path[-1] - costs.index(min(costs)))
+        j -= costs.index(min(costs))
+        path.append(j)
     return np.array(path[::-1])
 
 
@@ -189,9 +179,9 @@ def phoneme_errors(x, template):
 
 
 def clear_words(phrase, errors):
-    """The words of a phrase, UNCLEAR in place of those with a phoneme beyond CLEAR.
+    """A phrase, UNCLEAR in place of its words with a phoneme beyond CLEAR. "" if none is clear.
 
-    An unclear article is left out: it counts for nothing, see `words_right`.
+    The article counts for nothing, see `words_right`. If it is unclear, it is left out.
     """
     said = []
     start = 0
@@ -202,45 +192,36 @@ def clear_words(phrase, errors):
         elif word != "a":
             said.append(UNCLEAR)
         start = end
-    return said
+    return "" if set(said) <= {"a", UNCLEAR} else " ".join(said)
 
 
 def read_one(wave):
     x, _ = features(wave)
     least = np.inf
-    said = []
+    said = ""
     for template in shortlist(x):
         errors = phoneme_errors(x, template)
         score = np.mean(errors ** 2)
         if score < least:
             least = score
             said = clear_words(template.phrase, errors)
-    nothing = set(said) <= {"a", UNCLEAR}
-    return "" if nothing else " ".join(said)
+    return said
 
 
 def read_speech(waves):
-    """Waves (samples,) at 16 kHz -> list of phrases of the toy world, as they were heard.
-
-    The phrase is the one whose phonemes are nearest in the mean square. UNCLEAR stands for a
-    word that is not as it should be. "" where no word is clear but the article.
-    """
+    """Waves (samples,) at 16 kHz -> the nearest phrase of each, as `clear_words` leaves it."""
     return [read_one(wave) for wave in waves]
-
-
-# ------------------------------------------------------------------------------------------------
-# Marks.
 
 
 def word_accuracy(said, wanted):
     """1 - edit distance / number of wanted words, at least 0. said, wanted: lists of words."""
     row = list(range(len(wanted) + 1))  # distances of what was said so far from wanted[:j]
-    for i, word in enumerate(said, 1):
+    for word in said:
         before = row
-        row = [i]
-        for j, other in enumerate(wanted):
-            change = before[j] + (word != other)
-            row.append(min(change, before[j + 1] + 1, row[j] + 1))
+        row = [before[0] + 1]
+        for other, diagonal, above in zip(wanted, before, before[1:]):
+            change = diagonal + (word != other)
+            row.append(min(change, above + 1, row[-1] + 1))
     return max(0.0, 1 - row[-1] / max(len(wanted), 1))
 
 

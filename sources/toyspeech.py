@@ -3,19 +3,20 @@
 A phrase is "a small red circle" or a number in words. Its phonemes give a track of formants and
 levels. A source (harmonics of a gliding pitch, and noise) goes through filters that follow the
 track: source and filter, as in Klatt (1980), "Software for a cascade/parallel formant
-synthesizer". All functions are pure: randomness is a Philox stream keyed by (seed, stream).
+synthesizer". All functions are pure: see toyworld.rng.
 """
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from sources.toyworld import (COLOURS, NOISE, PHRASES, SHAPES, SIZES, SPEAK, kinds, number_words,
-                              rng, unseen, unseen_number)
+from sources.toyworld import NOISE, NUMBERS, PHRASES, SIZES, SPEAK, chooser, kinds, rng
 
 SAMPLE_RATE = 16000  # Hz
 LONGEST = 1.45  # seconds: utterances that would last longer are spoken faster
-HOP, WINDOW, FFT = 100, 400, 600  # samples: frames of 25 ms every 6.25 ms
+HOP = 100  # samples from one frame to the next, 6.25 ms
+WINDOW = 400  # samples of a frame, 25 ms
+FFT = 600  # samples
 CHUNK = 4  # utterances that are computed as one signal
 BANDWIDTH = (70, 100, 140, 220, 300)  # Hz, of the formants F1 to F5
 HIGH_FORMANTS = (3500, 4500)  # Hz, F4 and F5: the same for all phonemes
@@ -110,25 +111,16 @@ VOICES = {
     "soprano": (205, 1.0, 1.16, 0.02),
 }
 
+PHONEMES = {}  # {phoneme: list of its segments, nine numbers each}
+for line in SEGMENTS.strip().splitlines()[1:]:
+    name, *values = line.split()
+    row = tuple(map(float, values))
+    PHONEMES.setdefault(name, []).append(row + REST[len(row):])
 
-def read_segments(text):
-    """SEGMENTS -> {phoneme: list of its segments, nine numbers each}."""
-    table = {}
-    for line in text.strip().splitlines()[1:]:
-        name, *values = line.split()
-        row = tuple(map(float, values))
-        table.setdefault(name, []).append(row + REST[len(row):])
-    return table
-
-
-def read_words(text):
-    """WORDS -> {word: its phonemes in one string}."""
-    entries = text.replace("\n", " ").split(",")
-    return dict(entry.strip().split(": ") for entry in entries)
-
-
-PHONEMES = read_segments(SEGMENTS)
-LEXICON = read_words(WORDS)
+LEXICON = {}  # {word: its phonemes in one string}
+for entry in " ".join(WORDS.split()).split(", "):
+    word, spelling = entry.split(": ")
+    LEXICON[word] = spelling
 
 
 # ------------------------------------------------------------------------------------------------
@@ -136,24 +128,20 @@ LEXICON = read_words(WORDS)
 
 
 def all_phrases(split):
-    """The things and the numbers of a split -> two lists of phrases.
-
-    "unseen" holds the unseen pairs and every seventh number, "seen" the others.
-    """
-    pairs = [pair for (pair,) in kinds(1, split)]  # refuses an unknown split
+    """The things and the numbers of a split -> two lists of phrases. Every seventh is unseen."""
+    pairs = [pair for (pair,) in kinds(1, split)]
     things = [f"a {size} {colour} {shape}" for size in SIZES for colour, shape in pairs]
-    want = split == "unseen"
-    numbers = [number_words(i) for i in range(1, 100) if unseen_number(i) == want]
+    numbers = [NUMBERS[n] for n in range(1, 100) if (n % 7 == 0) == (split == "unseen")]
     return things, numbers
 
 
 def phrases(n, seed, split="seen"):
     """n random phrases, half "a small red circle", half numbers in words (1 to 99)."""
-    things, numbers = all_phrases(split)
+    options = all_phrases(split)
     chosen = []
-    for u, v in rng(seed, PHRASES).random((n, 2)):
-        options = things if u < 0.5 else numbers
-        chosen.append(options[int(v * len(options))])
+    for row in rng(seed, PHRASES).random((n, 2)):
+        pick = chooser(row)
+        chosen.append(pick(pick(options)))
     return chosen
 
 
@@ -171,10 +159,7 @@ def phonemes(phrase):
 
 def segments(phrase):
     """The rows of SEGMENTS that make a phrase: (S, 9)."""
-    rows = []
-    for name in phonemes(phrase):
-        rows += PHONEMES[name]
-    return np.array(rows)
+    return np.concatenate([PHONEMES[name] for name in phonemes(phrase)])
 
 
 def segment_frames(table, voice, u):
@@ -182,8 +167,7 @@ def segment_frames(table, voice, u):
     stretch = VOICES[voice][1]
     ms = table[:, 0] * stretch * (1 + 0.05 * u[1])
     ms[-4:] *= 1.15  # words are longer at the end
-    silent = not table[0, 4:7].any()
-    if silent:
+    if not table[0, 4:7].any():
         ms[0] = 12  # no long silence before a first stop
     ms *= min(1, LONGEST * 1000 / ms.sum())
     ends = np.rint(np.cumsum(ms) / 1000 * SAMPLE_RATE / HOP).astype(int)
@@ -193,15 +177,14 @@ def segment_frames(table, voice, u):
 def smooth(track, kernel):
     """Each column of a track (F, C), convolved with a kernel of odd length; ends are held."""
     padded = np.pad(track, ((len(kernel) // 2, len(kernel) // 2), (0, 0)), "edge")
-    columns = [np.convolve(column, kernel, "valid") for column in padded.T]
-    return np.stack(columns, 1)
+    return np.column_stack([np.convolve(column, kernel, "valid") for column in padded.T])
 
 
 def articulate(phrase, voice, u):
-    """The track of one utterance: a dict of float arrays over F frames.
+    """The track of one utterance, (F, 12), a row for each frame.
 
-    formants (F, 5) in Hz; levels (F, 3) of voice, breath and hiss; band (F, 2), centre and width
-    of the hiss in Hz; pitch (F,) in Hz; harmonics (F,), how many of them are below TOP.
+    Its columns are the formants F1 to F5 in Hz; levels of voice, breath and hiss; centre and width
+    of the hiss in Hz; the pitch in Hz, and how many of its harmonics are below TOP.
     u: four numbers in [-1, 1] that vary pitch, rate, formants and melody. Formants move smoothly
     from one phoneme to the next (56 ms), levels quickly (19 ms).
     """
@@ -218,30 +201,12 @@ def articulate(phrase, voice, u):
     fade = np.minimum(1, np.minimum(at, 1 - at) * count / 4)  # 25 ms in and out
     levels = smooth(track[:, 3:6], np.array([0.25, 0.5, 0.25]))
     levels[:, 1] += breath * levels[:, 0]
+    levels *= fade[:, None]
 
     glide = 1.10 - 0.28 * at + 0.05 * np.sin(2 * np.pi * (1.5 * at + u[3]))
     melody = pitch * (1 + 0.05 * u[0]) * glide
-    return {
-        "formants": np.concatenate([formants, high], 1).astype(np.float32),
-        "levels": (levels * fade[:, None]).astype(np.float32),
-        "band": track[:, 6:].astype(np.float32),
-        "pitch": melody,
-        "harmonics": np.full(count, TOP // melody.max()),
-    }
-
-
-def join(tracks, gap):
-    """Tracks in a row, each followed by `gap` silent frames -> one track."""
-    joined = {}
-    for key in tracks[0]:
-        parts = []
-        for track in tracks:
-            held = np.repeat(track[key][-1:], gap, axis=0)
-            if key == "levels":
-                held = np.zeros_like(held)
-            parts += [track[key], held]
-        joined[key] = np.concatenate(parts)
-    return joined
+    lines = np.full(count, TOP // melody.max())
+    return np.column_stack([formants, high, levels, track[:, 6:], melody, lines])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -262,11 +227,11 @@ def harmonics(pitch, count):
     return np.sin((order + 0.5) * phase) / (2 * below) - 0.5
 
 
-def spectra(signal, frames):
-    """Windowed Fourier transform of a signal: complex (frames, FFT / 2 + 1)."""
+def spectra(signal):
+    """Windowed Fourier transform of a signal (F HOP + WINDOW,): complex (F, FFT / 2 + 1)."""
     window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
     pieces = np.lib.stride_tricks.sliding_window_view(signal.astype(np.float32), WINDOW)
-    return np.fft.rfft(pieces[::HOP][:frames] * window, FFT)
+    return np.fft.rfft(pieces[:-1:HOP] * window, FFT)
 
 
 def overlap_add(spectrum):
@@ -292,43 +257,45 @@ def resonances(formants, f):
 
 
 def sound(track, noise):
-    """The signal of a joined track: (samples,). noise: the generator of breath and hiss.
+    """The signal of a track (F, 12): (samples,). noise: the generator of breath and hiss.
 
     Every filter has unit root mean square gain, so a level means the same for all phonemes.
     """
-    frames = len(track["pitch"])
-    f = (np.arange(FFT // 2 + 1) * SAMPLE_RATE / FFT).astype(np.float32)  # (bins,) Hz
-    source = harmonics(track["pitch"], track["harmonics"])
-    hiss = spectra(noise.standard_normal(len(source)), frames)  # (F, bins)
+    formants, levels, band = np.split(track[:, :10].astype(np.float32), (5, 8), axis=1)
+    pitch, lines = track[:, 10:].T
+    f = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE).astype(np.float32)  # (bins,) Hz
+    source = harmonics(pitch, lines)
+    hiss = spectra(noise.standard_normal(len(source)))  # (F, bins)
 
     tilt = 1 / np.sqrt(1 + (f / 350) ** 2)  # glottis and lips: -6 dB an octave
-    tract = resonances(track["formants"], f)  # (F, bins)
+    tract = resonances(formants, f)  # (F, bins)
     gain = tract.real ** 2 + tract.imag ** 2
-    centre, width = track["band"].T[:, :, None]
+    centre, width = band.T[:, :, None]
     band = np.exp(-0.5 * ((f - centre) / width) ** 2)
 
-    lines = track["harmonics"].astype(np.float32) / 2
-    voice, breath, hissing = track["levels"].T
-    voice = voice / np.sqrt(lines * (gain @ tilt ** 2) / len(f))
+    voice, breath, hissing = levels.T
+    voice = voice / np.sqrt(lines.astype(np.float32) / 2 * (gain @ tilt ** 2) / len(f))
     breath = breath / np.sqrt(gain.mean(1))
     hissing = hissing / np.sqrt((band ** 2).mean(1))
-    voiced = spectra(source, frames) * tilt * voice[:, None]
+    voiced = spectra(source) * tilt * voice[:, None]
     breathy = hiss * breath[:, None]
     return overlap_add(tract * (voiced + breathy) + hiss * band * hissing[:, None])
 
 
 def speak_chunk(said, noise):
     """A few (phrase, voice, u) -> list of float32 waves with peak 0.9, computed as one signal."""
-    gap = FFT // HOP
-    tracks = [articulate(*one) for one in said]
-    signal = sound(join(tracks, gap), noise)
+    gap = FFT // HOP  # silent frames behind each
+    tracks = [np.pad(articulate(*one), ((0, gap), (0, 0)), "edge") for one in said]
+    for track in tracks:
+        track[-gap:, 5:8] = 0  # the levels
+    signal = sound(np.concatenate(tracks), noise)
     waves = []
     start = 0
     for track in tracks:
-        end = start + len(track["pitch"])
-        wave = signal[(start + 1) * HOP:(end + 3) * HOP]  # frame k is centred at hop k + 2
+        end = start + len(track)
+        wave = signal[(start + 1) * HOP:(end - gap + 3) * HOP]  # frame k is centred at hop k + 2
         waves.append(wave * (0.9 / np.abs(wave).max()))
-        start = end + gap
+        start = end
     return waves
 
 
@@ -345,14 +312,11 @@ def utter(said, seed):
         return [wave for waves in chunks for wave in waves]
 
 
-def speak(phrases, seed, voices=None):
-    """Phrases -> list of float32 waves at 16 kHz, peak 0.9, at most 1.5 s.
+def speak(phrases, seed):
+    """Phrases, in random voices -> list of float32 waves at 16 kHz, peak 0.9, at most 1.5 s.
 
-    voices: a name of VOICES for each phrase; random ones if not given. KeyError for a word that
-    is not in LEXICON.
+    KeyError for a word that is not in LEXICON.
     """
-    if voices is None:
-        names = list(VOICES)
-        voices = [names[i] for i in rng(seed, SPEAK).integers(0, len(names), len(phrases))]
+    voices = rng(seed, SPEAK).choice(list(VOICES), len(phrases))
     u = rng(seed, SPEAK + 100).uniform(-1, 1, (len(phrases), 4))
     return utter(list(zip(phrases, voices, u)), seed)

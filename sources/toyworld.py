@@ -1,17 +1,13 @@
 """The toy world: scenes of one or two coloured things, captioned, drawn, and written about.
 
 sources/toyspeech.py speaks of them. The judges that read it all back are in sources/judges.py and
-sources/speechjudge.py. All functions are pure: randomness is a Philox stream keyed by
-(seed, stream).
+sources/speechjudge.py. All functions are pure: see `rng`.
 """
 import functools
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
-
-# ------------------------------------------------------------------------------------------------
-# What exists.
 
 SIDE = 32  # picture side, pixels
 
@@ -25,6 +21,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 KINDS = tuple(itertools.product(COLOURS, SHAPES))  # 30 pairs (colour, shape)
+# Those that the split "seen" never shows, one of each colour. It never says every seventh number.
+UNSEEN = set(zip(COLOURS, "circle triangle cross square star circle".split()))
 SIZES = ("small", "large")
 RADIUS = {"small": 5, None: 6, "large": 9}  # pixels. None: one of two things, whose size is unsaid
 BACKGROUNDS = {
@@ -33,13 +31,19 @@ BACKGROUNDS = {
     "grey": (128, 128, 128),
     "pink": (255, 185, 205),
 }
-STEP = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (y, x)
+STEP = {  # down, across
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (-1, 0),
+    "below": (1, 0),
+}
 RELATIONS = tuple(STEP)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-UNITS = "one two three four five six seven eight nine".split()
+UNITS = ["", *"one two three four five six seven eight nine".split()]
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMBERS = UNITS + TEENS + [f"{ten} {unit}".rstrip() for ten in TENS for unit in UNITS]  # 0 is ""
 
 
 @dataclass(frozen=True)
@@ -58,33 +62,18 @@ class Scene:
     background: str
 
 
-def unseen(colour, shape):
-    """True for 6 of the 30 kinds, one of each colour. They never occur in the split "seen"."""
-    return SHAPES.index(shape) == 2 * list(COLOURS).index(colour) % len(SHAPES)
-
-
-def unseen_number(n):
-    """True for every seventh number. They are never spoken in the split "seen"."""
-    return n % 7 == 0
-
-
 @functools.cache
 def kinds(count, split):
-    """All ordered choices of `count` different kinds (colour, shape) that belong to a split.
-
-    "seen": none of them is unseen. "unseen": at least one is.
-    """
+    """All ordered choices of `count` different kinds: "unseen" if at least one is, else "seen"."""
     belong = []
     for chosen in itertools.permutations(KINDS, count):
-        is_new = any(unseen(*kind) for kind in chosen)
+        is_new = not UNSEEN.isdisjoint(chosen)
         if is_new == (split == "unseen"):
             belong.append(chosen)
     return tuple(belong)
 
 
-# ------------------------------------------------------------------------------------------------
-# Randomness. Each user has a stream: with equal seeds they still draw unrelated numbers.
-
+# Streams of random numbers: with equal seeds their users still draw unrelated ones.
 SCENES, DRAW, PHRASES, SPEAK, PASSAGES, NOISE = range(1, 7)
 
 
@@ -103,31 +92,22 @@ def chooser(uniforms):
     return pick
 
 
-# ------------------------------------------------------------------------------------------------
-# Scenes and captions.
-
-
 def scenes(n, seed, split="seen", things=None):
-    """n random scenes, a list of Scene.
-
-    things: 1, 2, or None for half and half. split: see `kinds`.
-    """
-    backgrounds = tuple(BACKGROUNDS)
+    """n random Scenes of `things` things: 1, 2, or None for half and half. split: see `kinds`."""
+    counts = (things,) if things else (2, 1)
     made = []
     for row in rng(seed, SCENES).random((n, 5)):
         pick = chooser(row)
-        count = pick((2, 1))
-        if things is not None:
-            count = things
+        count = pick(counts)
         chosen = pick(kinds(count, split))
         size = pick(SIZES)
         relation = pick(RELATIONS)
-        background = pick(backgrounds)
+        background = pick(tuple(BACKGROUNDS))
         if count == 1:
             relation = None
         else:
             size = None
-        parts = tuple(Thing(colour, shape, size) for colour, shape in chosen)
+        parts = tuple(Thing(*kind, size) for kind in chosen)
         made.append(Scene(parts, relation, background))
     return made
 
@@ -140,27 +120,14 @@ def caption(scene):
 
 def noun_phrase(thing):
     """Thing -> "a small red circle" or "an orange star"."""
-    words = [thing.colour, thing.shape]
-    if thing.size is not None:
-        words.insert(0, thing.size)
-    article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words])
+    words = [thing.size, thing.colour, thing.shape]
+    name = " ".join(filter(None, words))
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{article} {name}"
 
 
 # ------------------------------------------------------------------------------------------------
-# Pictures. Is the point (y down, x right) inside the shape, whose radius is 1? Boolean arrays.
-
-
-def circle(y, x):
-    return y**2 + x**2 <= 1
-
-
-def square(y, x):
-    return np.maximum(abs(y), abs(x)) <= 0.88
-
-
-def triangle(y, x):
-    return (y <= 0.85) & (abs(x) <= 0.58 * (y + 1.0))
+# Pictures.
 
 
 def star(y, x):
@@ -173,13 +140,13 @@ def star(y, x):
     return np.hypot(y, x) <= edge
 
 
-def cross(y, x):
-    longer = np.maximum(abs(y), abs(x))
-    shorter = np.minimum(abs(y), abs(x))
-    return (longer <= 1) & (shorter <= 0.3)
-
-
-INSIDE = {"circle": circle, "square": square, "triangle": triangle, "star": star, "cross": cross}
+INSIDE = {  # is a point (y down, x right) inside the shape, whose radius is 1?
+    "circle": lambda y, x: y**2 + x**2 <= 1,
+    "square": lambda y, x: np.maximum(abs(y), abs(x)) <= 0.88,
+    "triangle": lambda y, x: (y <= 0.85) & (abs(x) <= 0.58 * (y + 1.0)),
+    "star": star,
+    "cross": lambda y, x: (np.maximum(abs(y), abs(x)) <= 1) & (np.minimum(abs(y), abs(x)) <= 0.3),
+}
 
 
 @functools.cache
@@ -202,14 +169,13 @@ def coverage(shape, size, y, x):
     return stamp(shape, RADIUS[size])[top : top + SIDE, left : left + SIDE]
 
 
-def blank(background):
-    """An empty picture: (32, 32, 3) float32."""
-    return np.full((SIDE, SIDE, 3), BACKGROUNDS[background], np.float32)
-
-
-def paint(picture, cover, colour):
-    """Paint a thing over a picture (32, 32, 3), in place. cover (32, 32): see `coverage`."""
-    picture += cover[:, :, None] * (np.array(COLOURS[colour], np.float32) - picture)
+def paint(background, things, places):
+    """The picture of things whose centres are at places (y, x): (32, 32, 3) float32."""
+    picture = np.full((SIDE, SIDE, 3), BACKGROUNDS[background], np.float32)
+    for thing, (y, x) in zip(things, places):
+        cover = coverage(thing.shape, thing.size, y, x)[:, :, None]
+        picture += cover * (np.array(COLOURS[thing.colour], np.float32) - picture)
+    return picture
 
 
 def draw(scenes, seed):
@@ -226,14 +192,12 @@ def draw(scenes, seed):
     light = r.integers(-2, 3, (n, 1, 1, 1))
     pictures = np.empty((n, SIDE, SIDE, 3), np.uint8)
     for i, scene in enumerate(scenes):
-        picture = blank(scene.background)
         if scene.relation is None:
-            centres = [SIDE // 2 + alone[i]]
+            places = [SIDE // 2 + alone[i]]
         else:
             step = SIDE // 4 * np.array(STEP[scene.relation])
-            centres = SIDE // 2 + np.stack((step, -step)) + paired[i]
-        for thing, (y, x) in zip(scene.things, centres):
-            paint(picture, coverage(thing.shape, thing.size, y, x), thing.colour)
+            places = SIDE // 2 + np.stack((step, -step)) + paired[i]
+        picture = paint(scene.background, scene.things, places)
         pictures[i] = np.clip(np.rint(picture + light[i]), 0, 255)
     return pictures
 
@@ -243,24 +207,15 @@ def draw(scenes, seed):
 # options, and the names of two or three things. It returns the sentences.
 
 
-def number_words(n):
-    """42 -> "forty two", for 1 to 99."""
-    if n < 20:
-        return ["", *UNITS, *TEENS][n]
-    tens = TENS[n // 10 - 2]
-    return f"{tens} {UNITS[n % 10 - 1]}" if n % 10 else tens
-
-
-COUNTS = {number_words(n): n for n in range(2, 13)}
-
-
 def plural(name):
     return name + ("es" if name.endswith("s") else "s")
 
 
 def write_inverse(pick, a, b):
     said = pick(RELATIONS)
-    return [f"the {a} is {said} the {b}", f"so the {b} is {INVERSE[said]} the {a}"]
+    straight = f"the {a} is {said} the {b}"
+    turned = f"so the {b} is {INVERSE[said]} the {a}"
+    return [straight, turned]
 
 
 def write_chain(pick, a, b, c):
@@ -274,11 +229,10 @@ def write_chain(pick, a, b, c):
 
 
 def write_count(pick, a, b):
-    words = list(COUNTS)
-    m = pick(words[:5])  # two to six
-    n = pick(words[:5])
-    total = number_words(COUNTS[m] + COUNTS[n])
-    return [f"there are {m} {plural(a)} and {n} {plural(b)}", f"so there are {total} shapes"]
+    m = pick(range(2, 7))
+    n = pick(range(2, 7))
+    fact = f"there are {NUMBERS[m]} {plural(a)} and {NUMBERS[n]} {plural(b)}"
+    return [fact, f"so there are {NUMBERS[m + n]} shapes"]
 
 
 def write_size(pick, a, b):

@@ -24,17 +24,16 @@ def share_right(images, scenes):
 
 def test_scenes_hold_different_things_and_splits_keep_apart():
     """Of six colours and five shapes six pairs are not seen, but each colour and shape is."""
-    hidden = {kind for kind in toyworld.KINDS if toyworld.unseen(*kind)}
-    assert len(hidden) == 6
-    assert {colour for colour, _ in hidden} == set(toyworld.COLOURS)
-    assert {shape for _, shape in hidden} == set(toyworld.SHAPES)
+    assert len(toyworld.UNSEEN) == 6 and toyworld.UNSEEN < set(toyworld.KINDS)
+    assert {colour for colour, _ in toyworld.UNSEEN} == set(toyworld.COLOURS)
+    assert {shape for _, shape in toyworld.UNSEEN} == set(toyworld.SHAPES)
     for split, things in itertools.product(("seen", "unseen"), (None, 1, 2)):
         made = toyworld.scenes(400, 0, split, things)
         counts = [len(scene.things) for scene in made]
         assert np.mean(counts) == pytest.approx(things or 1.5, abs=0.1)
         for scene in made:
-            hidden = [toyworld.unseen(*kind) for kind in kinds_of(scene)]
-            assert any(hidden) == (split == "unseen")
+            hidden = toyworld.UNSEEN.intersection(kinds_of(scene))
+            assert bool(hidden) == (split == "unseen")
             assert len(set(kinds_of(scene))) == len(scene.things)
             assert (scene.relation is None) == (len(scene.things) == 1)
         assert {scene.background for scene in made} == set(toyworld.BACKGROUNDS)
@@ -164,7 +163,7 @@ def test_picture_judge_finds_stray_blocks(truth):
 def test_picture_judge_refuses_what_is_no_scene(truth):
     g = toyworld.rng(17)
     noise = g.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    blank = np.array([toyworld.blank(name) for name in toyworld.BACKGROUNDS], np.uint8)
+    blank = np.array([toyworld.paint(name, [], []) for name in toyworld.BACKGROUNDS], np.uint8)
     shuffled = g.permuted(truth[1][:20].reshape(20, 1024, 3), axis=1).reshape(20, 32, 32, 3)
     for bad in (noise, blank, shuffled):
         assert judges.read_pictures(bad) == [None] * len(bad)
@@ -194,13 +193,12 @@ def test_marks_say_what_is_wrong(read, wanted, wrong):
 
 
 def test_passage_judge_reads_ground_truth_of_splits_that_keep_apart():
-    hidden = [kind for kind in toyworld.KINDS if toyworld.unseen(*kind)]
     for split in ("seen", "unseen"):
         made = toyworld.passages(400, 70, split)
         assert judges.judge_passages(made)["consistent"].all()
         for text in made:
             assert 14 <= len(text.split()) <= 30 and 2 <= text.count(".") <= 4
-            found = [f"{c} {s}" in text or f"{s} is {c}" in text for c, s in hidden]
+            found = [f"{c} {s}" in text or f"{s} is {c}" in text for c, s in toyworld.UNSEEN]
             assert any(found) == (split == "unseen")
 
 
