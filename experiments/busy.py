@@ -21,7 +21,7 @@ from common import files
 
 SPINS = ("300000", "10000", "3000", "1000", "0")
 BUSY = [sys.executable, "-c", "while True: pass"]
-SMALLEST = ("--steps", "2", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}',
+SMALLEST = ("--steps", "2", "--laps", "1", "--batch-tokens", "128", "--shape", '{"width": 32, "depth": 1}',
             "--dtype", "float32")
 QUICK = dict(spins=SPINS[-1:], flags=SMALLEST)
 
@@ -36,7 +36,7 @@ def tokens_per_second(spin, flags):
         return files.read_json(path)["diffusion"]["tokens_per_second"]
 
 
-def study(folder, spins=SPINS, flags=("--steps", "40", "--compile", "off")):
+def study(folder, spins=SPINS, flags=("--steps", "40", "--laps", "1", "--compile", "off")):
     found = {}
     for spin in spins:
         alone = tokens_per_second(spin, flags)

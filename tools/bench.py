@@ -4,7 +4,7 @@
 
 Timed are the step of train.py, that of its autoregressive twin (the same network with a causal
 mask, a loss at every token), and one large matrix product. The flags of train.py are taken, too:
-python train.py --help. --steps says how many steps are timed (20).
+python train.py --help. --steps says how many steps a lap has (20).
 """
 import dataclasses
 import resource
@@ -77,13 +77,12 @@ def matmul_rate(device, dtype):
     return 2 * n ** 3 / min(timeit.repeat(product, number=1, repeat=10))
 
 
-def measure(name, training, rate):
-    """Print and return the figures of a Training: median seconds, tokens without padding."""
+def lap(training):
+    """Median seconds that a batch takes to make and a step to run: (2,)."""
     config = training.config
-    training.compile()
     rule = train.batch_rule(training.tokens, train.BASE["tokens"], config)
     optimizers = training.optimizers(rule)
-    laps = []
+    seconds = []
     for step in range(WARM_UP + (config.steps or 20)):
         start = time.perf_counter()
         batch = training.batch(step)
@@ -91,13 +90,18 @@ def measure(name, training, rate):
         batch = batch.to(training.device)
         train.train_step(training.net, optimizers, batch, config, training.autocast)
         wait(training.device)
-        laps.append((made - start, time.perf_counter() - made))
-    making, seconds = np.median(laps[WARM_UP:], 0).tolist()
-    looked = float((batch.weight > 0).sum()) / training.tokens
+        seconds.append((made - start, time.perf_counter() - made))
+    return np.median(seconds[WARM_UP:], 0)
+
+
+def figures(name, training, laps, rate):
+    """Print and return what the laps of a Training say: medians, tokens without padding."""
+    making, seconds = np.median(laps, 0).tolist()
+    looked = float((training.batch(0).weight > 0).sum()) / training.tokens
     flops = training.tokens * flops_per_token(training.net, training.batches.length, looked)
     result = dict(batch_ms=1000 * making, step_ms=1000 * seconds,
-                  tokens_per_second=training.tokens / seconds,
-                  flops_per_step=flops, utilised=flops / seconds / rate)
+                  tokens_per_second=training.tokens / seconds, flops_per_step=flops,
+                  utilised=flops / seconds / rate, laps_ms=[1000 * step for _, step in laps])
     print("{0:15}{batch_ms:7.1f} ms{step_ms:8.1f} ms{tokens_per_second:11,.0f}{utilised:10.0%}"
           .format(name, **result), flush=True)
     return result
@@ -111,8 +115,8 @@ def peak_memory(device):
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def bench(config, device):
-    """Time it all, print a table, return the figures."""
+def bench(config, device, laps):
+    """Time it all, print a table, return the figures. laps: of each network, in turn."""
     torch.set_float32_matmul_precision("high")
     name = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
@@ -127,24 +131,29 @@ def bench(config, device):
     print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
           "{padding:.1%} of them padding".format(**result))
     print("                    batch       step   tokens/s  utilised", flush=True)
-    result["diffusion"] = measure("diffusion", training, rate)
-    del training  # and its memory
-    twin = Twin(config, stream, documents, device)
-    result["autoregressive"] = measure("autoregressive", twin, rate)
+    training.compile()
+    lap(training)
     result["peak_bytes"] = peak_memory(device)
+    twin = Twin(config, stream, documents, device)
+    twin.compile()
+    timed = [(lap(training), lap(twin)) for _ in range(laps)]
+    first, second = zip(*timed)
+    result["diffusion"] = figures("diffusion", training, first, rate)
+    result["autoregressive"] = figures("autoregressive", twin, second, rate)
     print("batch: made while the device works. utilised: 6 N a token and attention (PaLM, appendix "
-          f"B), as a share of a large matrix product's {rate / 1e12:.3g} TFLOP/s. peak memory: "
-          f"{result['peak_bytes'] / 2**30:.2f} GiB")
+          f"B), as a share of a large matrix product's {rate / 1e12:.3g} TFLOP/s. peak memory "
+          f"of diffusion: {result['peak_bytes'] / 2**30:.2f} GiB")
     return result
 
 
 def main():
     parser = files.Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--laps", type=files.number(int, 1), default=3, help="of each, in turn (3)")
     args, rest = parser.parse_known_args()
     config, _ = train.parse(rest)
     train.check_settings(config)
-    result = bench(config, files.pick_device(config.device))
+    result = bench(config, files.pick_device(config.device), args.laps)
     if args.json:
         files.write_json(args.json, result)
 
