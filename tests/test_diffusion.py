@@ -1,7 +1,4 @@
-"""Schedules, noise, loss and bound against independent answers.
-
-These are finite differences, enumeration, quadrature and sums by hand.
-"""
+"""Schedules, noise, loss and bound against finite differences, enumeration and sums by hand."""
 import itertools
 import math
 from functools import partial
@@ -14,7 +11,6 @@ import diffusion as d
 from diffusion import ABSENT, CLEAN, NOISED
 from worlds import MASK, NOISY, TWINS, WORLD, World, assert_mean
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("linear", "cosine", "poly:0.5", "poly:2")
 
 
@@ -73,8 +69,7 @@ def exact_bound(world, among):
 
 
 def test_bound_equals_the_enumeration():
-    """The mean over all masks is the mean over orders of the chain rule, for every sequence. With
-    the exact network it is tight for every sequence. Of a part it is the conditional entropy."""
+    """With the exact network it is tight. Of a part it is the conditional entropy."""
     for world in (WORLD, NOISY):
         orders = [any_order(world, x, (0, 1, 2)) for x in world.sequences]
         np.testing.assert_allclose(exact_bound(world, (0, 1, 2)), orders, atol=1e-6)
@@ -93,16 +88,16 @@ def test_worked_example_of_the_docstring():
         assert nats.mean() == pytest.approx(TWINS.entropy(), abs=1e-7)
 
 
-RAGGED = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+RAGGED = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0]]).bool()
 
 
 def test_the_bound_is_unbiased():
     """Rows with 0, 1, 2 and 3 noised tokens, each against its own exact value."""
     rng = np.random.default_rng(3)
-    sequences = NOISY.sequences[[5, 8, 17, 22, 26, 1]]
-    ids = torch.tensor(sequences).repeat(100, 1)                          # (600, L)
-    draw = partial(d.bound, NOISY.ask, ids, RAGGED.repeat(100, 1), *NOISY.ranges(600), MASK, rng)
-    calls = [draw(rounds=2).view(100, 6).mean(0) for _ in range(60)]
+    sequences = NOISY.sequences[[5, 17, 26, 1]]
+    ids = torch.tensor(sequences).repeat(100, 1)                          # (400, L)
+    draw = partial(d.bound, NOISY.ask, ids, RAGGED.repeat(100, 1), *NOISY.ranges(400), MASK, rng)
+    calls = [draw(rounds=2).view(100, 4).mean(0) for _ in range(60)]
     for x, noised, values in zip(sequences, RAGGED.numpy(), torch.stack(calls).T.numpy()):
         want = any_order(NOISY, x, tuple(np.flatnonzero(noised)))
         assert_mean(values, want, slack=1e-6)  # the network is float32
@@ -113,7 +108,7 @@ def test_rows_that_are_alike_get_the_same_masks():
     nats = {}
     for copies in (1, 3):
         rows = torch.tensor(NOISY.sequences[[5, 8, 17, 22]]).repeat_interleave(copies, 0)
-        noised = RAGGED[1:5].repeat_interleave(copies, 0)
+        noised = RAGGED.repeat_interleave(copies, 0)
         rng = np.random.default_rng(4)
         nats[copies] = d.bound(NOISY.ask, rows, noised, *NOISY.ranges(len(rows)), MASK, rng,
                                rounds=2, alike=copies)
@@ -149,10 +144,8 @@ def test_every_schedule_and_pair_mode_has_its_bound(complement):
 
 
 def test_a_mask_and_its_complement_have_less_than_half_the_variance():
-    """Where context tells much they do better than two masks would: half.
-
-    The world: a token that is written four times, with rare exceptions.
-    """
+    """Than two masks would have, where context tells much: a token written four times, with rare
+    exceptions."""
     joint = np.full((3,) * 4, 0.02 / 3 ** 4)
     joint[(range(3),) * 4] += 0.98 / 3
     world = World(joint)

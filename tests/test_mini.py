@@ -15,7 +15,6 @@ import mini
 from sources import toyworld
 
 TEXTS = ["the red star is small.", "so the red star is left of it.", "what is it.", "a star."]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_rows_are_different_texts_and_ends():

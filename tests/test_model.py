@@ -5,8 +5,6 @@ import torch
 
 import model as models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def tiny(**changes):
     shape = dict(vocab=40, places=30, width=32, depth=2, head_dim=16, base_width=32, base_depth=2)

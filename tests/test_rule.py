@@ -5,7 +5,6 @@ import torch
 import model as models
 import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 B = train.BASE["batch"]
 D = train.BASE["tokens"]
 

@@ -16,8 +16,6 @@ from files import DataError
 from sources import toyspeech, toyworld
 from tokenizers import audio, fsq, image, text
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_fsq_ids_are_mixed_radix_numbers_and_every_code_is_reachable():
     for levels in ((4, 4, 4), (2, 3, 7), (5,)):

@@ -92,7 +92,7 @@ def vocoded(wave, net, generator):
     return audio.griffin_lim(net, found.clamp(min=0), rounds=16).numpy()
 
 
-def test_judge_survives_a_vocoder(one_thread):
+def test_judge_survives_a_vocoder():
     said = some_phrases(24, 50)
     net = audio.Net(audio.AudioConfig())
     generator = torch.Generator().manual_seed(0)

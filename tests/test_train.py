@@ -26,8 +26,6 @@ import sample
 import train
 from tools import score
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_a_run_writes_what_it_says(trained):
     folder, printed = trained

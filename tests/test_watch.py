@@ -12,7 +12,6 @@ import sample
 from data import MASK
 from tools import watch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RED = "a small red circle on white"
 
 
