@@ -29,16 +29,13 @@ def share_right(waves, phrases):
 def test_all_phrases_are_there_once_and_splits_keep_apart():
     both = SEEN + UNSEEN
     assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.KINDS) + 99
-    names = [toyworld.number_words(n) for n in range(100)]
-    for split in ("seen", "unseen"):
+    for split, own in (("seen", SEEN), ("unseen", UNSEEN)):
         said = toyspeech.phrases(500, 0, split)
         assert 0.4 < np.mean([phrase.startswith("a ") for phrase in said]) < 0.6
-        for phrase in said:
+        assert set(said) <= set(own)
+        for phrase in own:
             if phrase.startswith("a "):
-                hidden = toyworld.unseen(*phrase.split()[2:])
-            else:
-                hidden = toyworld.unseen_number(names.index(phrase))
-            assert hidden == (split == "unseen")
+                assert toyworld.unseen(*phrase.split()[2:]) == (split == "unseen")
 
 
 def test_every_phrase_is_short_and_fills_its_wave():
@@ -59,9 +56,6 @@ def test_speech_is_deterministic():
     for a, b, c in zip(*(toyspeech.speak(said, seed) for seed in (1, 1, 2)), strict=True):
         assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert (np.random.get_state()[1] == state).all()
-    assert toyspeech.speak([], 0) == []
-    with pytest.raises(KeyError, match="dodecahedron"):
-        toyspeech.speak(["a small red dodecahedron"], 0)
 
 
 def test_source_is_the_sum_of_its_harmonics_and_resonances_peak_at_the_formants():
@@ -138,15 +132,11 @@ def misspoken(phrase, pool, g, monkeypatch):
     return " ".join(words)
 
 
-FAULTS = {"wrong vowel": VOWELS, "wrong consonant": CONSONANTS, "phoneme dropped": None}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_judge_refuses_misspoken_phrases(fault, monkeypatch):
-    """No fault is known to the judge: all its templates are of true words."""
+@pytest.mark.parametrize("pool", [VOWELS, CONSONANTS, None], ids=["vowel", "consonant", "dropped"])
+def test_judge_refuses_misspoken_phrases(pool, monkeypatch):
     g = toyworld.rng(70)
     said = some_phrases(36, 71)
-    faulty = [misspoken(phrase, FAULTS[fault], g, monkeypatch) for phrase in said]
+    faulty = [misspoken(phrase, pool, g, monkeypatch) for phrase in said]
     read = speechjudge.read_speech(toyspeech.speak(faulty, 72))
     marks = speechjudge.words_right(read, said)
     assert np.mean(marks == 1) <= 0.15 and marks.mean() <= 0.25
