@@ -133,7 +133,8 @@ def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
         assert (trained[0] / name).read_bytes() == (folder / name).read_bytes()
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], folder)]
     for line, other in zip(*logs, strict=True):
-        line, other = json.loads(line), json.loads(other)
+        line = json.loads(line)
+        other = json.loads(other)
         assert line.pop("terms") == pytest.approx(other.pop("terms"), abs=2e-3)
         assert line == pytest.approx(other, abs=2e-3)
 
