@@ -58,15 +58,13 @@ def refused(read, *args):
 
 
 CLIP_METADATA = {
-    "ids": "c0|one two\nc1|three\n",
+    "ids": "c0|one two\nc1|three\n", "upper case": "C0.WAV|one two\nC1|three\n",
     "LJSpeech": "c0|1 2|one two\nc1|3|three\n", "no raw texts": "c0||one two\nc1||three\n",
     "speakers": "c0|ann|one two\nc1|ann|three\n", "behind": "c0|one two|ann\nc1|three|ann\n",
     "VITS from above": "data/wavs/c0.wav|0|one two\ndata/wavs/c1.wav|0|three\n",
     "coqui": "audio_file|text|speaker_name\nwavs/c0.wav|one two|ann\nwavs/c1.wav|three|ann\n",
-    "blanks": " c0 |  one two \nc1\t| three\n\n",
     "columns in another order": "Transcription|Emotion|ID\none two|glad|c0\nthree|sad|c1\n",
-    "Windows": "\ufeffc0|one two\r\nwavs\\c1.wav|three\r\n",
-    "upper case": "C0.WAV|one two\nC1|three\n",
+    "Windows, blanks": "\ufeff c0|  one two\r\nwavs\\c1.wav\t| three \r\n\r\n",
     "pandas with an index": ",file_name,transcription\n0,c0.wav,one two\n1,c1.wav,three\n",
 }
 
@@ -126,7 +124,6 @@ def test_every_line_beside_a_picture_is_a_caption_and_of_a_clip_all_are_one(tmp_
     pictures(tmp_path / "b", text="other")
     source = folders.read_images([tmp_path / "b", tmp_path / "sub"])  # in this order
     assert source.texts == ["other 0", "other 1", "one", "two", "three"]
-    assert [picture[0, 0, 0] for picture in source.load([1, 0])] == [10, 0]
 
 
 def test_names_are_found_however_accents_are_stored(tmp_path):
@@ -196,7 +193,6 @@ def test_names_that_are_not_utf8_and_hostile_texts_are_printed_as_text(tmp_path,
 def test_the_side_is_that_of_most_listed_pictures(tmp_path):
     for i, side in enumerate((50, 50, 50, 1, 400)):
         picture(tmp_path / f"p{i}.png", i, (side, side + 9))
-    picture(tmp_path / "thumbnail.png", size=(8, 8))
     listed(tmp_path, {f"p{i}.png": "x" for i in range(5)})
     assert folders.read_images([tmp_path]).load([0])[0].shape == (48, 48, 3)
     assert folders.read_images([tmp_path], side=20).load([4])[0].shape == (20, 20, 3)
@@ -224,15 +220,12 @@ def test_pictures_of_every_mode_and_brightness_as_the_format_says(tmp_path):
         assert "a.tif: holds floats or 32-bit integers" in line
 
 
-@pytest.mark.parametrize("suffix", (".FLAC", ".opus", ".mp3"))
-def test_recordings_of_many_formats(suffix, tmp_path):
-    options = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
-    for i in range(2):
-        clip(tmp_path / f"c{i}{suffix}", **options)
-        write(tmp_path / f"c{i}.txt", "a word")
-    wave = folders.read_speech([tmp_path]).load([1])[0]
-    assert wave.dtype == np.float32 and abs(len(wave) - 8000) < 100
-    assert 0.25 < np.abs(wave).max() < 0.35
+def test_recordings_of_many_formats(tmp_path):
+    for suffix in (".FLAC", ".ogg", ".mp3"):
+        clip(tmp_path / f"c{suffix}")
+        wave = folders.open_clip(tmp_path / f"c{suffix}")
+        assert wave.dtype == np.float32 and abs(len(wave) - 8000) < 100
+        assert 0.25 < np.abs(wave).max() < 0.35
 
 
 def test_clips_are_mixed_down_and_resampled_and_a_header_need_not_know_the_length(tmp_path):
@@ -272,7 +265,7 @@ def test_documents_of_files_and_folders(tmp_path):
 
 
 def test_what_is_no_text_is_refused(tmp_path):
-    for content, why in (("a", "1 character(s) in all, too little"), (b"caf\xe9" * 100, "not UTF-8"),
+    for content, why in (("a", "1 character(s) in all"), (b"caf\xe9" * 100, "not UTF-8"),
                          (TEXT.encode("utf-16-le"), "NUL characters")):
         write(tmp_path / "a b.txt", content)
         line = refused(folders.read_text, [tmp_path / "a b.txt"])

@@ -100,11 +100,3 @@ def test_adamw_takes_the_same_path_where_noise_dominates(monkeypatch):
     assert not same_at_all_batches("adamw", lr=0.02, rate="muon_lr", **NOISE)  # as kappa
     monkeypatch.setitem(train.BASE, "eps", 100.0)
     assert same_at_all_batches("adamw", lr=3.0, **NOISE)
-
-
-def test_adamw_is_slower_at_large_batches_where_the_signal_dominates():
-    """There a gradient has the same size at any batch, so a step is lr."""
-    drift, _ = trajectory("adamw", 1, lr=0.002, **SIGNAL)
-    for kappa in (1 / 4, 4):
-        other, _ = trajectory("adamw", kappa, lr=0.002, **SIGNAL)
-        assert other / drift == pytest.approx(kappa ** -0.5, rel=0.1)

@@ -92,21 +92,6 @@ def test_judge_survives_a_vocoder():
     assert share_right(waves, said) >= 0.95
 
 
-def test_judge_survives_uneven_rhythm(monkeypatch):
-    g = toyworld.rng(54)
-    even = toyspeech.segment_frames
-
-    def uneven(table, voice, u):
-        table = table.copy()
-        table[:, 0] *= np.exp(g.normal(0, 0.1, len(table)))
-        return even(table, voice, u)
-
-    speechjudge.templates()
-    monkeypatch.setattr(toyspeech, "segment_frames", uneven)
-    said = some_phrases(24, 53)
-    assert share_right(toyspeech.speak(said, 54), said) >= 0.95
-
-
 def spoil(word, pool, g):
     """A word's phonemes with one of `pool` replaced by another, or one dropped if pool is None."""
     names = toyspeech.phonemes(word)
