@@ -119,15 +119,3 @@ def test_things_are_judged_on_any_ground():
     assert marks["all"].all() and np.isnan(marks["background"]).all()
     marks = score.judge_things(scenes[:1], {"image": [np.zeros((32, 32, 3), np.uint8)]})
     assert not marks["all"].any()
-
-
-def test_questions_are_of_things_in_clips_and_pictures(toy, quick, monkeypatch):
-    cells = {(task, name): cell for task, name, cell in score.across_cells(toy, 8, 5)}
-    for split in ("seen", "unseen"):
-        drawn, said = (cells.pop((task, split)) for task in ACROSS)
-        assert drawn.judge({"image": said.prompts})["all"].all() and len(said.prompts) == 8
-        assert said.judge({"speech": drawn.prompts})["all"].all()
-        assert not said.judge({"speech": drawn.prompts[::-1]})["all"].all()
-    assert not cells
-    monkeypatch.setattr(toy.stream, "slots", {"text": toy.stream.slots["text"]})
-    assert set(score.toy_cells(toy, 2, 0)) == {"text"}  # a run of one kind is not asked across

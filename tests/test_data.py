@@ -31,8 +31,6 @@ def documents(kind, n):
 
 
 DOCUMENTS = {kind: documents(kind, 40) for kind in KINDS}
-
-
 COUNTS = dict.fromkeys(KINDS, 6)
 ROWS = data.Batches(DOCUMENTS, COUNTS, 0)(0)
 
@@ -112,7 +110,6 @@ def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_st
         assert rows.shape == (made.count, made.length)
         assert found(rows) == sorted(document.tolist() for document in made.drawn(step))
         assert (rows == PAD).double().mean() < 0.25
-    assert data.fit_rows([], 32)[1] == 0
     assert torch.equal(data.Batches(DOCUMENTS, COUNTS, 0)(7), rows)
     assert not torch.equal(made(6), rows)
     assert found(data.Batches(DOCUMENTS, COUNTS, 1)(7)) != found(rows)

@@ -60,7 +60,6 @@ def test_sampling_and_the_bound_mix_no_devices(noise_there, trained, quick, pret
     if noise_there:
         few = dict(seed=1, steps=2, candidates=2, rounds=1)
         picture = np.zeros((32, 32, 3), np.uint8)
-        sample.generate(run, "image-to-text", [picture], **few)
         sample.generate(run, "speech", [None], **few)
         sample.generate(run, "image-to-speech", [picture], steps=2)
         sample.generate(run, "speech-to-image", [np.ones(5000, np.float32)], steps=2)

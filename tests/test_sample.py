@@ -117,10 +117,16 @@ def test_rows_that_agree_are_asked_once(toy, monkeypatch):
 
 def test_many_prompts_are_filled_in_pieces(toy):
     ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 32)
-    made = sample.fill(toy, "speech-text", ids, ("text",), batch=1, sampler="ancestral", steps=2)
+    few = dict(batch=1, sampler="ancestral", steps=2)
+    made = sample.fill(toy, "speech-text", ids, ("text",), record=True, **few)
     texts = content(toy, "speech-text", "text", made.ids)
     assert len(made.ids) == 32 and not torch.equal(texts[:16], texts[16:])  # their noise differs
     assert set(made.outputs) == {"text"} and 1 <= made.nfe <= 2
+    alone = sample.fill(toy, "speech-text", ids, ("text",), **few)
+    assert torch.equal(made.ids, alone.ids) and not alone.film
+    assert torch.equal(made.film[0], ids) and torch.equal(made.film[-1], made.ids)
+    short, long = [torch.zeros(1, 1)], [torch.full((2, 1), float(i)) for i in range(3)]
+    assert torch.cat(sample.joined([short, long]), 1).tolist() == [[0, 0, 0], [0, 1, 2], [0, 1, 2]]
 
 
 def test_tasks_that_a_run_does_not_know_are_refused(toy, monkeypatch):

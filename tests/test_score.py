@@ -100,7 +100,7 @@ def test_the_error_of_a_ratio_by_hand_and_by_simulation():
     assert errors.mean() == pytest.approx(means.std(), rel=0.1)
 
 
-def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new(toy, quick):
+def test_right_answers_are_judged_right_others_wrong_and_unseen_ones_are_new(toy, quick, monkeypatch):
     cells = score.toy_cells(toy, 12, 3)
     assert set(cells) == {*TASKS, *ACROSS}
     for name, cell in cells["image-to-text"].items():
@@ -112,6 +112,11 @@ def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new
         assert not cell.judge({"text": ["?"] * 12})["all"].any()
     marks = cells["text"]["passages"].judge({"text": toyworld.passages(12, 5)})
     assert marks["all"].all() and marks["consistent"].all() and (marks["distinct"] == 1).all()
+    for split in ("seen", "unseen"):
+        drawn, said = (cells[task][split] for task in ACROSS)
+        assert drawn.judge({"image": said.prompts})["all"].all()
+        assert said.judge({"speech": drawn.prompts})["all"].all()
+        assert not said.judge({"speech": drawn.prompts[::-1]})["all"].all()
     own = cells["image"]["its own caption"].judge
     pair = {"image": pictures, "text": captions}
     assert own(pair)["all"].all() and not own({**pair, "text": captions[::-1]})["all"].all()
@@ -119,6 +124,8 @@ def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new
     learnt = set(sample.decoded(toy, "image-text", "text", ids))
     for name, cell in cells["text-to-image"].items():
         assert name.startswith("seen") or not learnt & set(cell.prompts)
+    monkeypatch.setattr(toy.stream, "slots", {"text": toy.stream.slots["text"]})
+    assert set(score.toy_cells(toy, 2, 0)) == {"text"}
 
 
 def test_pictures_of_questions_are_none_of_the_training(toy, monkeypatch):

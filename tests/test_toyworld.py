@@ -34,8 +34,6 @@ def test_scenes_hold_different_things_and_splits_keep_apart():
             assert any(toyworld.unseen(*kind) for kind in kinds) == (split == "unseen")
             assert (scene.relation is None) == (len(scene.things) == 1)
         assert {scene.background for scene in made} == set(toyworld.BACKGROUNDS)
-        if things == 2:
-            assert {scene.relation for scene in made} == set(toyworld.RELATIONS)
 
 
 def test_captions_are_read_back():
@@ -105,30 +103,18 @@ def test_picture_judge_reads_ground_truth_and_what_a_tokenizer_may_leave(truth):
         assert share_right(worse, scenes) >= 0.97
 
 
-def pixels_of(scene, image):
-    """The pixels (y, x) of the scene's last thing: those nearest to its colour."""
-    colours = [image[0, 0]] + [toyworld.COLOURS[thing.colour] for thing in scene.things]
-    distance = [np.abs(image - np.array(colour, float)).sum(-1) for colour in colours]
-    return np.argwhere(np.argmin(distance, 0) == len(scene.things))
-
-
-def test_picture_judge_finds_what_was_wiped_out(truth):
+def test_picture_judge_finds_what_was_wiped_out():
     """15 to 25% of a thing, beyond a line in a random direction, has the background's colour."""
     g = toyworld.rng(15)
-    damaged, scenes = [], []
-    for scene, image in zip(truth[0][::4], truth[1][::4]):
-        if len({thing.colour for thing in scene.things}) < len(scene.things):
-            continue  # their pixels cannot be told apart
-        pixels = pixels_of(scene, image)
+    scenes = toyworld.scenes(120, 11, things=1)
+    damaged = toyworld.draw(scenes, 13)
+    for image in damaged:
+        pixels = np.argwhere(np.abs(image - image[0, 0].astype(int)).sum(-1) > 100)
         angle = g.uniform(0, 2 * np.pi)
         order = np.argsort(pixels @ (np.sin(angle), np.cos(angle)))
         y, x = pixels[order[-round(len(pixels) * g.uniform(0.15, 0.25)):]].T
-        image = image.copy()
         image[y, x] = image[0, 0]
-        damaged.append(image)
-        scenes.append(scene)
-    assert len(scenes) > 90
-    assert share_right(np.array(damaged), scenes) <= 0.1
+    assert share_right(damaged, scenes) <= 0.1
 
 
 def test_picture_judge_finds_stray_blocks(truth):

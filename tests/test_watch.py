@@ -63,19 +63,6 @@ def test_on_a_terminal_frames_take_the_place_of_each_other_and_texts_shrink(toy,
     assert room == "\n" * 4 + "\033[4A\0337" and frames[-1] == "a red circle\n"
 
 
-def test_watching_changes_no_sample(toy):
-    """Prompts are filled in groups; the film is one of all rows."""
-    few = dict(seed=2, steps=2, sampler="ancestral", batch=1)
-    ids = data.stacked([toy.stream.document("speech-text", [None, None])] * 18)
-    ids[17, 10] = toy.stream.ranges("speech", 8)[0]
-    alone = sample.fill(toy, "speech-text", ids, **few)
-    made = sample.fill(toy, "speech-text", ids, record=True, **few)
-    assert torch.equal(made.ids, alone.ids) and not alone.film
-    assert torch.equal(made.film[0], ids) and torch.equal(made.film[-1], made.ids)
-    short, long = [torch.zeros(1, 1)], [torch.full((2, 1), float(i)) for i in range(3)]
-    assert torch.cat(sample.joined([short, long]), 1).tolist() == [[0, 0, 0], [0, 1, 2], [0, 1, 2]]
-
-
 def test_every_sample_is_watched_without_a_terminal_in_plain_lines(toy, tmp_path):
     flags = ("--run", toy.folder, "--out", tmp_path, "--device", "cpu", "--watch")
     printed = call(sample.main, "text-to-image", RED, "--n", 2, "--steps", 2, "--candidates", 1,
