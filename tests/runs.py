@@ -43,6 +43,12 @@ def refused(main, *flags, status=(2,)):
     return errors
 
 
+def content(run, kind, modality, ids):
+    """Ids of a member of documents ids (B, L): (B, slot)."""
+    at = run.stream.describe(ids).of(kind, modality)
+    return ids[at].view(len(ids), -1)
+
+
 def begun(run, folder, **settings):
     """A copy of a run as it was before its first step, with changed settings. --resume trains it,
     without scores."""

@@ -4,7 +4,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import call
+from runs import call, content
 
 import between
 import data
@@ -15,17 +15,11 @@ from sources import toyspeech, toyworld
 from tools import score
 
 
-def texts_of(run, kind, ids):
-    """Ids of the texts, (B, slot)."""
-    at = run.stream.describe(ids).of(kind, "text")
-    return ids[at].view(len(ids), -1)
-
-
 def test_captions_begin_with_what_was_heard(toy):
     heard = ["a small red circle", "", "one two three " * 9]
     rows, nfe = between.captions_from_speech(toy, heard)
     slot = toy.stream.slots["image-text"][1]
-    texts = texts_of(toy, "image-text", rows)
+    texts = content(toy, "image-text", "text", rows)
     for ids, text in zip(texts, heard):
         wanted = toy.stream.to_ids("text", toy.tokenizers["text"].encode([text])[0])[:slot - 1]
         assert ids.tolist() == [*wanted, *[MASK] * (slot - len(wanted))]
@@ -69,7 +63,7 @@ def test_a_text_is_said_up_to_its_first_likely_end(toy, monkeypatch):
     monkeypatch.setattr(between, "end_probability", end_probability)
     rows, asked = between.speech_from_captions(toy, list(said))
     slot = toy.stream.slots["speech-text"][1]
-    for ids, codes in zip(texts_of(toy, "speech-text", rows), encode(said.values())):
+    for ids, codes in zip(content(toy, "speech-text", "text", rows), encode(said.values())):
         assert toy.stream.to_codes("text", ids).tolist() == codes[:slot - 1].tolist()
     assert asked == (6 + 2 + 6 + 3 + 1) / 5
     clips = toy.stream.describe(rows).of("speech-text", "speech")

@@ -1,6 +1,5 @@
 """tools.bench and tools.plan: figures against ones that were computed otherwise."""
 import pytest
-import torch
 from runs import call
 
 import files
@@ -27,14 +26,6 @@ def test_the_bench_adds_up(tmp_path):
         flops = r["utilised"] * result["matmul_flops"] * r["step_ms"] / 1000
         looked = (flops / tokens - 6 * weights - attention) / (6 * 64 * vocab)
         assert least < looked < most, name  # share of the tokens that go through the head
-
-
-def test_the_twin_is_causal_and_has_no_second_view():
-    config = train.Config(shape={"width": 64, "depth": 1, "head_dim": 32}, dtype="float32",
-                          compile="off", batch_tokens=512, complement=True)
-    twin = bench.Twin(config, *bench.random_documents(config, 40), torch.device("cpu"))
-    assert twin.net.config.causal and not config.shape.get("causal")
-    assert twin.batch(0).x.equal(twin.batches(0))
 
 
 def test_a_plan_by_hand():

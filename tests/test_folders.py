@@ -162,23 +162,6 @@ def test_links_are_followed_and_metadata_lead_nowhere_else(tmp_path):
     assert refused(folders.read_images, [folder]).count("lies outside the folder") == 2
 
 
-def test_unreadable_files_are_named_and_may_be_left_out(tmp_path, monkeypatch, capsys):
-    pictures(tmp_path, ("p0.png", "p1.png", "closed/p2.png"))
-    write(tmp_path / "p1.png", b"x")
-    real = os.listdir
-
-    def listdir(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-
-    monkeypatch.setattr(folders.os, "listdir", listdir)
-    line = refused(folders.read_images, [tmp_path])
-    assert "2 of 3 items" in line and "closed: Permission denied" in line and "p1.png: " in line
-    assert folders.read_images([tmp_path], skip_bad=True).texts == ["a caption 0"]
-    assert "2 of 3 items cannot be used" in capsys.readouterr().out
-
-
 def test_names_that_are_not_utf8_and_hostile_texts_are_printed_as_text(tmp_path, capsys):
     name = os.fsdecode(b"caf\xe9")
     write(tmp_path / f"{name}.txt", TEXT)
@@ -301,6 +284,7 @@ def test_items_that_cannot_be_used_are_named(tmp_path):
         write(tmp_path / "metadata.jsonl", '{"file_name": "p1.png", "text": "good"}\n' + row)
         line = refused(folders.read_images, [tmp_path])
         assert line.startswith("--images: 1 of 2 items cannot be used (") and why in line
+        assert folders.read_images([tmp_path], skip_bad=True).texts == ["good"]
 
 
 def test_faults_of_whole_folders_are_told(tmp_path):

@@ -1,4 +1,4 @@
-"""mini.py: the loss of diffusion.py, a bound, exact one token at a time, and it runs."""
+"""mini.py: its loss is a bound, one token at a time is exact, and it runs."""
 import itertools
 import math
 import re
@@ -10,7 +10,6 @@ import pytest
 import torch
 from runs import ROOT
 
-import diffusion
 import mini
 from sources import toyworld
 
@@ -24,25 +23,6 @@ def test_rows_are_different_texts_and_ends():
     assert sorted(texts) == sorted(TEXTS)
     length = (rows != mini.END).sum(1, keepdim=True)
     assert torch.equal(rows == mini.END, torch.arange(rows.shape[1]) >= length)
-
-
-def test_loss_is_that_of_diffusion():
-    rows, vocabulary = mini.make_rows(TEXTS)
-    torch.manual_seed(0)
-    net = mini.Denoiser(len(vocabulary), rows.shape[1], width=16)
-    B, L = rows.shape
-    rng = torch.Generator().manual_seed(1)
-    loss = mini.loss(net, rows, rng)
-    rng.manual_seed(1)
-    t = (torch.arange(B, 0, -1)[:, None] - torch.rand(B, 1, generator=rng)) / B
-    u = torch.rand(B, L, generator=rng)
-    low, high = torch.ones_like(rows), torch.full_like(rows, len(vocabulary))  # all but the mask
-    doc = torch.arange(B)[:, None].expand(B, L)
-    member = torch.zeros_like(rows)
-    x, weight, _ = diffusion.corrupt(rows, doc, member, t, 1 / t, u, mini.MASK)
-    batch = diffusion.Batch(x, member, doc, rows, low, high, member, weight, torch.tensor([B * L]))
-    nats = diffusion.loss_terms(lambda x, place, doc, where: net(x)[where], batch)
-    assert loss.item() == pytest.approx(nats.item() / math.log(2), rel=1e-5)
 
 
 def test_loss_bounds_what_a_row_costs():

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from runs import content
 
 import data
 import sample
@@ -33,16 +34,6 @@ def test_every_task_is_shown_with_its_stages_and_nothing_comes_from_elsewhere(tr
             assert "<i></i>" not in answer
             assert ("<audio" in card) == ("speech" in task)
             assert ("original" in card) == bool(sample.given_members(task))
-
-
-def test_between_speech_and_pictures_prompts_have_texts_that_both_know(toy, monkeypatch):
-    clips = [toy.stream.document("speech-text", [[n], None]) for n in range(5)]
-    monkeypatch.setitem(toy.documents, "speech-text", (None, data.Documents.of(clips)))
-    texts = {"speech-text": ["nine", "a red star", "ten", "six", "a blue star"]}
-    monkeypatch.setattr(page, "held_out_texts", lambda run, kind: texts[kind])
-    for caption, wanted in (("a blue star on red", [4]), ("?", [0, 1, 2])):
-        texts["image-text"] = [caption]  # of "?" none is known: the first ones
-        assert page.prompts(toy, "speech-to-image").tolist() == [clips[n].tolist() for n in wanted]
 
 
 def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
@@ -77,7 +68,7 @@ def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path)
 
 def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
     documents = data.stacked(toy.documents["image-text"][1].first(1))
-    ids = documents[toy.stream.describe(documents).of("image-text", "image")].numpy()
+    ids = content(toy, "image-text", "image", documents)[0].numpy()
 
     def decoded(ids):
         codes = toy.stream.to_codes("image", ids)

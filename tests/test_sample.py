@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import call, refused
+from runs import call, content, refused
 
 import data
 import files
@@ -16,12 +16,6 @@ from sample import DEFAULTS, TASKS
 from sources import toyspeech
 
 RED = "a small red circle on white"
-
-
-def content(run, kind, modality, ids):
-    """Ids of a member, (B, slot)."""
-    at = run.stream.describe(ids).of(kind, modality)
-    return ids[at].view(len(ids), -1)
 
 
 def test_another_sampler_drops_what_only_the_default_one_has():

@@ -15,15 +15,12 @@ named = partial(pytest.mark.parametrize, "options", ids=str)
 
 @named([
     dict(sampler="first-hitting"), dict(sampler="entropy", budget=0.0),
-    dict(sampler="entropy", budget=0.0, block=1),
-    dict(sampler="ancestral", grid="linear", steps=200), dict(sampler="remdm", steps=300, eta=0.02),
+    dict(sampler="entropy", budget=0.0, block=1), dict(sampler="ancestral", steps=200),
     dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6)])
 def test_exact_samplers_reproduce_the_joint_and_its_conditionals(options):
-    """With the middle token given, the law is the joint divided by that token's share."""
-    rows = 6000 if options.get("steps", 1) > 100 else 20_000
-    x, _, _ = WORLD.sample(rows, seed=1, **options)
+    x, _, _ = WORLD.sample(6000, seed=1, **options)
     assert_law(WORLD.counts(x), WORLD.p)
-    x, _, _ = WORLD.sample(rows // 3, start=[MASK, 2, MASK], seed=19, **options)
+    x, _, _ = WORLD.sample(6000, start=[MASK, 2, MASK], seed=19, **options)
     assert_law(WORLD.counts(x), np.where(WORLD.sequences[:, 1] == 2, WORLD.p, 0))
 
 
@@ -200,8 +197,6 @@ def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked
 def test_grids_fall_from_one_to_zero():
     assert d.mask_rates("poly:2", 2) == [1.0, 0.25, 0.0]
     assert d.mask_rates("cosine", 9) == pytest.approx(cosine_rates(9))
-    with pytest.raises(ValueError, match="choose linear"):
-        WORLD.sample(2, grid="sine")
 
 
 def test_repair_mends_what_independent_draws_broke():

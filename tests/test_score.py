@@ -100,7 +100,8 @@ def test_the_error_of_a_ratio_by_hand_and_by_simulation():
     assert errors.mean() == pytest.approx(means.std(), rel=0.1)
 
 
-def test_right_answers_are_judged_right_others_wrong_and_unseen_ones_are_new(toy, quick, monkeypatch):
+def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new(
+        toy, quick, monkeypatch):
     cells = score.toy_cells(toy, 12, 3)
     assert set(cells) == {*TASKS, *ACROSS}
     for name, cell in cells["image-to-text"].items():

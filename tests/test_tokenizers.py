@@ -303,14 +303,3 @@ def test_a_loss_or_weight_that_is_not_finite_stops_the_training():
     tok.net.scale.fill_(float("nan"))
     with pytest.raises(DataError, match="audio tokenizer: the weights.*after 5 steps"):
         tok.fit(lambda rng: weight.sum(), 1e-3, seed=0, warmup=0.1)
-
-
-def test_errors_are_one_clear_line(pictures):
-    for words, made, *given in (
-            ("surrogates", text.train, ["ok", "a\ud800b"]), ("of 30", image.ImageConfig, 30, 3, 4),
-            ("channels 4", image.ImageConfig, 32, 4), ("stride", audio.AudioConfig, 0),
-            ("levels", image.ImageConfig, 32, 3, 0, 3, (1, 4)),
-            ("19 ids", pictures[0].decode, [np.zeros(18, int)]),
-            ("0..63", pictures[0].decode, [np.full(19, 64)])):
-        with pytest.raises(ValueError, match=words):
-            made(*given)
