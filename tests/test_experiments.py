@@ -1,4 +1,5 @@
 """The studies: quick forms run, fits find known laws, errors and extents by hand."""
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -134,7 +135,7 @@ def test_a_trial_is_kept_and_not_computed_again(tmp_path, monkeypatch):
     assert len(computed) == 3
 
 
-def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens():
+def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens(monkeypatch):
     """held_out against a loop over positions."""
     of = common.trial(shape={"width": 64, "depth": 1, "causal": True}, **common.FEW_TEXTS)
     _, run = common.start(of)
@@ -148,6 +149,12 @@ def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens():
         total -= logits[b, at - 1, low:high].log_softmax(0)[ids[b, at] - low].item()
         count += 1
     assert nats == pytest.approx(total / count, rel=1e-4)
+    run.net.config = dataclasses.replace(run.net.config, causal=False)
+    found = []
+    for extra in (0, 7):  # the bound has the nats of a text's extent, too
+        monkeypatch.setattr(score, "extent_nats", lambda run, tokens: np.full(len(tokens), extra))
+        found.append(common.held_out(run, "text")[0])
+    assert found[1] - found[0] == pytest.approx(7 * len(ids) / count)
 
 
 def test_the_batch_rule_carries_tuned_settings_as_it_carries_its_own_base():

@@ -32,6 +32,7 @@ def test_loss_bounds_what_a_row_costs():
     L = rows.shape[1]
     torch.manual_seed(0)
     net = mini.Denoiser(len(vocabulary), L, width=16)
+    assert (net(row)[..., mini.MASK] == -torch.inf).all()
 
     @torch.no_grad()
     def nll(hidden):
