@@ -19,15 +19,11 @@ def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
-def picture(path, red=0, size=(16, 12)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (red, 0, 0)).save(path)
-
-
-def pictures(folder, names=("p0.png", "p1.png"), text="a caption"):
-    """Pictures with a .txt each."""
-    for i, name in enumerate(names):
-        picture(folder / name, 10 * i)
+def pictures(folder, names=("p0.png", "p1.png"), text="a caption", sizes=((16, 12),) * 5):
+    """Pictures, ever more red, with a .txt each."""
+    for i, (name, size) in enumerate(zip(names, sizes)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (10 * i, 0, 0)).save(folder / name)
         if text:
             write((folder / name).with_suffix(".txt"), f"{text} {i}")
 
@@ -139,7 +135,7 @@ def test_hidden_files_are_not_read_and_copies_have_equal_keys(tmp_path, capsys):
     for folder in ("", ".ipynb_checkpoints", "copy"):
         pictures(tmp_path / folder)
         write(tmp_path / folder / "a.heic", b"x")
-    picture(tmp_path / "._p0.png")
+    pictures(tmp_path, ("._p0.png",))
     source = folders.read_images([tmp_path])
     assert "left aside: 2 .heic" in capsys.readouterr().out
     assert len(source) == 4 and len(set(source.keys)) == 2
@@ -174,9 +170,8 @@ def test_names_that_are_not_utf8_and_hostile_texts_are_printed_as_text(tmp_path,
 
 
 def test_the_side_is_that_of_most_listed_pictures(tmp_path):
-    for i, side in enumerate((50, 50, 50, 1, 400)):
-        picture(tmp_path / f"p{i}.png", i, (side, side + 9))
-    listed(tmp_path, {f"p{i}.png": "x" for i in range(5)})
+    sizes = [(side, side + 9) for side in (50, 50, 50, 1, 400)]
+    pictures(tmp_path, [f"p{i}.png" for i in range(5)], sizes=sizes)
     assert folders.read_images([tmp_path]).load([0])[0].shape == (48, 48, 3)
     assert folders.read_images([tmp_path], side=20).load([4])[0].shape == (20, 20, 3)
     assert folders.picture_format([tmp_path / "p4.png"]) == (64, 3)
@@ -307,5 +302,5 @@ def test_pictures_need_texts_of_their_own_and_one_cannot_be_held_out(tmp_path):
     for folder in (tmp_path, tmp_path / "copy"):
         pictures(folder, ("p0.png",))
     assert "two or more" in refused(lambda: prepare.split(folders.read_images([tmp_path])))
-    picture(tmp_path / "p0.gif")
+    pictures(tmp_path, ("p0.gif",))
     assert "p0.png: a second file beside p0.txt" in refused(folders.read_images, [tmp_path])

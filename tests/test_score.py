@@ -163,15 +163,13 @@ def test_marks_and_diversity_by_hand(monkeypatch):
     assert score.marks(score.Cell([None] * 2, lambda outputs: judged), {}) == {
         "n": 2, "all": 0.5, "all_stderr": pytest.approx(0.5 / 2 ** 0.5)}
     ids = torch.tensor([[1, 5], [1, 5], [1, 6], [1, 7]] + [[2, 2]] * 4)
-    asked = []
 
     def answers(run, task, prompts, seed, changes):
-        asked.append(prompts)
+        assert prompts == ["a"] * 4 + ["b"] * 4
         return types.SimpleNamespace(ids=ids)
 
     monkeypatch.setattr(score, "answers", answers)
     result = score.diversity(None, "image", ["a", "b"], 0, {}, repeats=4)
-    assert asked == [["a"] * 4 + ["b"] * 4]
     assert result["distinct"] == (0.75 + 0.25) / 2 and result["prompts"] == 2
     assert result["entropy"] == pytest.approx(0.75 * math.log(2))
 
@@ -181,7 +179,6 @@ def test_scores_of_a_run_are_whole(trained):
     assert set(scores) == {*TASKS, *ACROSS, "tokenizers", "bound"} and len(scores["bound"]) == 7
     for task in (*TASKS, *ACROSS):
         assert scores[task]["nfe"] > 0 and scores[task]["seconds"] > 0
-        assert all(cell["n"] == 2 for cell in scores[task]["cells"].values())
     assert all(0 < scores[task]["diversity"]["distinct"] <= 1 for task in TASKS)
     for result in scores["tokenizers"].values():
         assert 0 <= result["tokens"][0] <= result["true"][0] == 1

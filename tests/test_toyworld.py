@@ -175,8 +175,7 @@ def test_passage_judge_reads_ground_truth_of_splits_that_keep_apart():
 
 COUNTED = "there are two green {}. so there are five shapes."
 PLURALS = ["stars and three red crosss", "circlees and three red crosses",
-           "star and three red crosses", "starses and three red crosses",
-           "stars and three red cross"]
+           "star and three red crosses", "stars and three red cross"]
 
 
 def test_passage_judge_refuses_shuffled_sentences_noise_and_wrong_plurals():
