@@ -268,9 +268,11 @@ def test_audio_ids_interleave_the_groups(speech):
 @pytest.mark.parametrize("module", [image, audio])
 def test_training_is_a_function_of_the_seed_and_survives_a_file(module, tmp_path):
     """Codes are the same alone and in company."""
-    samples, config = draw(20, 4), image.ImageConfig(16, hidden=16)
+    samples = draw(20, 4)
+    config = image.ImageConfig(16, hidden=16)
     if module is audio:
-        samples, config = speak(4, 4), audio.AudioConfig(2, groups=4, hidden=16)
+        samples = speak(4, 4)
+        config = audio.AudioConfig(2, groups=4, hidden=16)
     state = torch.random.get_rng_state()
     made = [module.train(samples, config, 5, seed) for seed in (0, 0, 1)]
     assert made[0].name == made[1].name != made[2].name

@@ -1,5 +1,4 @@
 """Training: runs from nothing to a table of scores, stopped, killed, shared out; the settings."""
-import functools
 import json
 import os
 import resource
