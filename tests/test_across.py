@@ -102,8 +102,7 @@ def test_the_command_writes_both_ends_and_prints_the_text_in_between(toy, quick,
     assert printed.startswith(sample.files.printable(f"{heard} -> {caption}\n"))
     printed = call(sample.main, "image-to-speech", picture, *flags, "--watch")
     assert (tmp_path / "image-to-speech-0-0.wav").exists()
-    for film in ("image: 19 of 19 tokens,  __", "speech: 0 of 72 tokens"):
-        assert film in printed
+    assert "image: 19 of 19 tokens,  __" in printed and "speech: 0 of 72 tokens" in printed
 
 
 def test_things_are_judged_on_any_ground():

@@ -122,19 +122,6 @@ def test_clips_of_a_run(toy, tmp_path):
     assert all((tmp_path / entry["file"]).stat().st_size > 44 for entry in entries)
 
 
-def test_a_trial_is_kept_and_not_computed_again(tmp_path, monkeypatch):
-    path = tmp_path / "x-runs.json"
-    computed = []
-    monkeypatch.setattr(common, "fit", lambda of: computed.append(of) or {"bounds": None})
-    trials = [common.trial(seed=0), common.trial(seed=1), common.trial(seed=0)]
-    common.run_all(path, trials)
-    common.run_all(path, trials[:1])
-    assert [of.config.seed for of in computed] == [0, 1]
-    files.write_json(path, {**files.read_json(path), "form": "another"})  # nothing is reused
-    common.run_all(path, trials[:1])
-    assert len(computed) == 3
-
-
 def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens(monkeypatch):
     """held_out against a loop over positions."""
     of = common.trial(shape={"width": 64, "depth": 1, "causal": True}, **common.FEW_TEXTS)

@@ -60,10 +60,8 @@ def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path)
     (tmp_path / "films.html").write_text("<p>a film of before")
     text = page.write(tmp_path).read_text()
     assert "29 steps on 261 tokens" in text and "<p>a film of before" in text
-    tick = re.search(r'top:([\d.]+)%"><span>2<', text)  # the constant term lies on its tick
-    constant, _ = text.split("<polyline")[1:]
-    heights = re.findall(r"\d+\.\d\d,(\d+\.\d\d)", constant)
-    assert heights == [tick[1]] * 29
+    tick = re.search(r'top:([\d.]+)%"><span>2<', text)[1]  # the constant term lies on it
+    assert text.count("<polyline") == 2 and text.count(f",{tick} ") >= 28
 
 
 def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
