@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: several threads make tiny tensors slower
+import torch  # noqa: E402
 from runs import TINY, call  # noqa: E402
 
 import sample  # noqa: E402
@@ -15,33 +15,19 @@ import train  # noqa: E402
 from tools import score  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Tiny tensors are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The smallest run with scores and a page: its folder, and what it printed. Only to read."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.MonkeyPatch.context() as patch:
-        few = functools.partial(score.diversity, repeats=3)  # of everything that takes long
-        patch.setattr(score, "diversity", few)
-        few = functools.partial(score.fresh_pictures, tries=2)
-        patch.setattr(score, "fresh_pictures", few)
+        patch.setattr(score, "diversity", functools.partial(score.diversity, repeats=3))
+        patch.setattr(score, "fresh_pictures", functools.partial(score.fresh_pictures, tries=2))
         for task, settings in sample.DEFAULTS.items():
             few = {"candidates": 2, "rounds": 1} if "candidates" in settings else {}
             if task == "text":
                 few = {"block": 0, "budget": 2.0, "correct": 1}
             patch.setitem(sample.DEFAULTS, task, {**settings, **few})
         printed = call(train.main, "--run", folder, *TINY, "--score-n", 2)
-    torch.set_num_threads(before)
     return folder, printed
 
 

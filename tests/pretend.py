@@ -44,28 +44,12 @@ def is_held(value):
     return isinstance(value, Held)
 
 
-def inner(value):
-    return value.inner if is_held(value) else value
-
-
-def hold(value):
-    return Held(value) if isinstance(value, torch.Tensor) else value
-
-
 def strange(function, args, tensor):
     """Whether this tensor may not meet one of the device."""
     if is_held(tensor) or not tensor.dim():
         return False
     index = tensor.dtype in (torch.int64, torch.bool)
     return not (index and function in INDEXED and is_held(args[0]))
-
-
-def result_is_there(function, args, kwargs, held):
-    if function is aten.copy_.default:
-        return is_held(args[0])
-    if kwargs.get("device") is not None:
-        return kwargs["device"] == DEVICE
-    return bool(held)
 
 
 def run(function, args, kwargs):
@@ -78,14 +62,17 @@ def run(function, args, kwargs):
         left = [tuple(t.shape) for t in tensors if strange(function, args, t)]
         if held and left and function not in MIXED:
             raise RuntimeError(f"{function} on tensors of two devices; of the CPU: {left}")
-        there = result_is_there(function, args, kwargs, held)
-        plain_args, plain = tree_map(inner, (args, kwargs))
-        if plain.get("device") is not None:
-            plain = {**plain, "device": torch.device("cpu")}
+        there = bool(held)
+        plain_args, plain = tree_map(lambda v: v.inner if is_held(v) else v, (args, kwargs))
+        if function is aten.copy_.default:
+            there = is_held(args[0])
+        elif kwargs.get("device") is not None:
+            there = kwargs["device"] == DEVICE
+            plain["device"] = torch.device("cpu")
         out = function(*plain_args, **plain)
         if function is aten._local_scalar_dense.default or not there:
             return out
-        out = tree_map(hold, out)
+        out = tree_map(lambda v: Held(v) if isinstance(v, torch.Tensor) else v, out)
         if held:
             return return_and_correct_aliasing(function, args, kwargs, out)
         return out

@@ -19,20 +19,11 @@ SMALL = ("--image-tokenizer", '{"hidden": 16, "levels": [4, 4, 4]}', "--image-st
 TINY = ("--items", "150", "--steps", "6", *SMALL)
 
 
-@contextlib.contextmanager
-def command_line(main, flags):
-    before = sys.argv
-    sys.argv = [main.__module__, *map(str, flags)]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
 def call(main, *flags):
     """Run a script's main with these flags -> what it printed."""
     printed = io.StringIO()
-    with command_line(main, flags), contextlib.redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [main.__module__, *map(str, flags)])
         main()
     return printed.getvalue()
 
@@ -40,10 +31,22 @@ def call(main, *flags):
 def told(main, *flags):
     """Run a script that ends with an error -> its exit status, and what it wrote on stderr."""
     errors = io.StringIO()
-    with command_line(main, flags), contextlib.redirect_stderr(errors):
-        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stopped:
-            files.command_line(main, main.__module__)
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
+        call(lambda: files.command_line(main, main.__module__), *flags)
     return stopped.value.code, errors.getvalue()
+
+
+def refused(main, *flags, status=(2,)):
+    """The one line in which a script refuses wrong flags, or what it cannot use."""
+    got, errors = told(main, *flags)
+    assert got in status and errors.count("\n") == 1, errors
+    return errors
+
+
+def content(run, kind, modality, ids):
+    """Ids of a member of documents ids (B, L): (B, slot)."""
+    at = run.stream.describe(ids).of(kind, modality)
+    return ids[at].view(len(ids), -1)
 
 
 def begun(run, folder, **settings):

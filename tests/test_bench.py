@@ -1,24 +1,21 @@
 """tools.bench and tools.plan: figures against ones that were computed otherwise."""
-import json
-
 import pytest
 import torch
 from runs import call
 
+import files
 import train
 from tools import bench, plan
 
-SMALL = ("--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--dtype", "float32",
-         "--compile", "off", "--device", "cpu")
 
-
-def test_the_bench_adds_up(tmp_path, one_thread):
+def test_the_bench_adds_up(tmp_path):
     path = tmp_path / "bench.json"
-    out = call(bench.main, *SMALL, "--batch-tokens", 512, "--steps", 2, "--json", path)
-    result = json.loads(path.read_text())
+    call(bench.main, "--shape", '{"width": 64, "depth": 1, "head_dim": 32}', "--batch-tokens", 512,
+         "--steps", 2, "--dtype", "float32", "--compile", "off", "--device", "cpu", "--json", path)
+    result = files.read_json(path)
     assert 0.7 * 512 < result["tokens_per_step"] < 1.3 * 512
     assert result["matmul_flops"] > 1e8 and result["peak_bytes"] > 1e7
-    assert 0 <= result["padding"] < 0.5 and f"{result['rows']} rows of {result['length']}" in out
+    assert 0 <= result["padding"] < 0.5
     weights = 4 * 64 * 64 + 3 * 64 * 176  # q, k, v, out; gate, up, down
     attention = 12 * 64 * result["length"]
     vocab = 2 + 3 + 3 + 437 + 626 + 3 * 201
@@ -31,26 +28,12 @@ def test_the_bench_adds_up(tmp_path, one_thread):
         assert least < looked < most, name  # share of the tokens that go through the head
 
 
-def test_the_twin_is_causal_and_has_no_second_view():
-    config = train.Config(shape={"width": 64, "depth": 1, "head_dim": 32}, dtype="float32",
-                          compile="off", batch_tokens=512, complement=True)
-    twin = bench.Twin(config, *bench.random_documents(config, 40), torch.device("cpu"))
-    assert twin.net.config.causal and not config.shape.get("causal")
-    assert twin.batch(0).x.equal(twin.batches(0))
-
-
 def test_a_plan_by_hand():
     out = call(plan.main, "--preset", "toy", "--vocab", 1000, "--tokens", 6.4e12,
                "--throughput", 1e6)
     D, hidden = 192, 528
-    counts = {
-        "embedding": (1000 + 3 * 96) * D,
-        "hidden": 3 * (4 * D * D + 3 * D * hidden),
-        "norm": 3 * 2 * D,
-        "qk_norm": 3 * 2 * 32,
-        "final_norm": D,
-        "unembedding": 1000 * D,
-    }
+    counts = {"embedding": (1000 + 3 * 96) * D, "hidden": 3 * (4 * D * D + 3 * D * hidden),
+              "norm": 3 * 2 * D, "qk_norm": 3 * 2 * 32, "final_norm": D, "unembedding": 1000 * D}
     counts["total"] = sum(counts.values())
     for name, number in counts.items():
         assert f"{name} {number:,}" in out
@@ -62,6 +45,14 @@ def test_a_plan_by_hand():
     kappa = (train.BASE["tokens"] / 6.4e12) ** 0.44
     assert f"= {kappa:.6g}\n" in out
     assert f"= {6.4e12 / 96 / train.S_CRIT:.6g}\n" in out and "warning" not in out
-    assert "warning: fewer steps" in call(plan.main, "--tokens", 2048 * (train.S_CRIT - 1))
+    assert "warning" in call(plan.main, "--tokens", 2048 * (train.S_CRIT - 1))
     for parameters, tokens in ((80e6, 34e9), (320e6, 108e9), (3e9, 708e9)):
         assert plan.frontier(parameters) == pytest.approx(tokens, rel=0.02)
+
+
+def test_the_twin_is_causal_and_has_no_second_view():
+    config = train.Config(shape={"width": 64, "depth": 1, "head_dim": 32}, dtype="float32",
+                          compile="off", batch_tokens=512, complement=True)
+    twin = bench.Twin(config, *bench.random_documents(config, 40), torch.device("cpu"))
+    assert twin.net.config.causal and not config.shape.get("causal")
+    assert twin.batch(0).x.equal(twin.batches(0))

@@ -10,7 +10,6 @@ from data import FIRST_TASK, KINDS, MASK, MEMBERS, PAD, SPECIALS
 from files import DataError
 from worlds import assert_law
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CODES = {"text": (1, 10), "image": (1, 4), "speech": (2, 6)}
 SLOTS = {"text": [32], "image-text": [4, 5], "speech-text": [8, 5]}
 STREAM = data.Stream(CODES, SLOTS)
@@ -32,13 +31,8 @@ def documents(kind, n):
 
 
 DOCUMENTS = {kind: documents(kind, 40) for kind in KINDS}
-
-
-def batches(seed=0):
-    return data.Batches(DOCUMENTS, dict.fromkeys(KINDS, 6), seed)
-
-
-ROWS = batches()(0)
+COUNTS = dict.fromkeys(KINDS, 6)
+ROWS = data.Batches(DOCUMENTS, COUNTS, 0)(0)
 
 
 def test_a_document_by_hand():
@@ -110,15 +104,15 @@ def found(rows):
 
 
 def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_step():
-    made = batches()
+    made = data.Batches(DOCUMENTS, COUNTS, 0)
     for step in range(8):
         rows = made(step)
         assert rows.shape == (made.count, made.length)
         assert found(rows) == sorted(document.tolist() for document in made.drawn(step))
         assert (rows == PAD).double().mean() < 0.25
-    assert data.fit_rows([], 32)[1] == 0
-    assert torch.equal(batches()(7), rows) and not torch.equal(made(6), rows)
-    assert found(batches(seed=1)(7)) != found(rows)
+    assert torch.equal(data.Batches(DOCUMENTS, COUNTS, 0)(7), rows)
+    assert not torch.equal(made(6), rows)
+    assert found(data.Batches(DOCUMENTS, COUNTS, 1)(7)) != found(rows)
 
 
 def test_each_kind_goes_through_shuffled_epochs_of_its_own():

@@ -11,9 +11,8 @@ import sample
 import train
 from tools import score
 
-pytestmark = [pytest.mark.usefixtures("one_thread"),
-              # torch thinks that these hold nothing
-              pytest.mark.filterwarnings("ignore:.*to a meta parameter")]
+# torch thinks that these hold nothing
+pytestmark = pytest.mark.filterwarnings("ignore:.*to a meta parameter")
 
 
 @pytest.fixture
@@ -60,8 +59,8 @@ def test_sampling_and_the_bound_mix_no_devices(noise_there, trained, quick, pret
     sample.generate(run, "text", ["the red", None], length=12, seed=1, correct=1)
     if noise_there:
         few = dict(seed=1, steps=2, candidates=2, rounds=1)
-        sample.generate(run, "image-to-text", [np.zeros((32, 32, 3), np.uint8)], **few)
+        picture = np.zeros((32, 32, 3), np.uint8)
         sample.generate(run, "speech", [None], **few)
-        sample.generate(run, "image-to-speech", [np.zeros((32, 32, 3), np.uint8)], steps=2)
+        sample.generate(run, "image-to-speech", [picture], steps=2)
         sample.generate(run, "speech-to-image", [np.ones(5000, np.float32)], steps=2)
         assert len(score.bounds(run, rounds=1)) == 7

@@ -1,7 +1,4 @@
-"""Schedules, noise, loss and bound against independent answers.
-
-These are finite differences, enumeration, quadrature and sums by hand.
-"""
+"""Schedules, noise, loss and bound against finite differences, enumeration and sums by hand."""
 import itertools
 import math
 from functools import partial
@@ -14,7 +11,6 @@ import diffusion as d
 from diffusion import ABSENT, CLEAN, NOISED
 from worlds import MASK, NOISY, TWINS, WORLD, World, assert_mean
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("linear", "cosine", "poly:0.5", "poly:2")
 
 
@@ -48,12 +44,11 @@ def any_order(world, x, among, absent=()):
 class Script:
     """A random generator with which bound() visits the given orders and every k in turn."""
 
-    def __init__(self, noise, shift=0.0):
+    def __init__(self, noise):
         self.noise = noise
-        self.shift = shift
 
     def random(self, shape=None):
-        return self.noise if shape else self.shift + 0.5 / len(self.noise)
+        return self.noise if shape else 0.5 / len(self.noise)
 
     def permutation(self, n):
         return np.arange(n)
@@ -73,8 +68,7 @@ def exact_bound(world, among):
 
 
 def test_bound_equals_the_enumeration():
-    """The mean over all masks is the mean over orders of the chain rule, for every sequence. With
-    the exact network it is tight for every sequence. Of a part it is the conditional entropy."""
+    """With the exact network it is tight. Of a part it is the conditional entropy."""
     for world in (WORLD, NOISY):
         orders = [any_order(world, x, (0, 1, 2)) for x in world.sequences]
         np.testing.assert_allclose(exact_bound(world, (0, 1, 2)), orders, atol=1e-6)
@@ -84,36 +78,26 @@ def test_bound_equals_the_enumeration():
     assert WORLD.p @ exact_bound(WORLD, (0, 2)) == pytest.approx(conditional, abs=1e-6)
 
 
-def test_worked_example_of_the_docstring():
-    x = torch.ones(2, 2, dtype=torch.long)
-    noise = np.array([[0.1, 0.9], [0.1, 0.9]])
-    for shift, want in ((0.0, [0, 2 * math.log(2)]), (0.5, [2 * math.log(2), 0])):
-        nats = d.bound(TWINS.ask, x, x > 0, *TWINS.ranges(2), MASK, Script(noise, shift))
-        np.testing.assert_allclose(nats, want, atol=1e-7)
-        assert nats.mean() == pytest.approx(TWINS.entropy(), abs=1e-7)
-
-
-RAGGED = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+RAGGED = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0]]).bool()
 
 
 def test_the_bound_is_unbiased():
     """Rows with 0, 1, 2 and 3 noised tokens, each against its own exact value."""
     rng = np.random.default_rng(3)
-    sequences = NOISY.sequences[[5, 8, 17, 22, 26, 1]]
-    ids = torch.tensor(sequences).repeat(100, 1)                          # (600, L)
-    draw = partial(d.bound, NOISY.ask, ids, RAGGED.repeat(100, 1), *NOISY.ranges(600), MASK, rng)
-    calls = [draw(rounds=2).view(100, 6).mean(0) for _ in range(60)]
+    sequences = NOISY.sequences[[5, 17, 26, 1]]
+    ids = torch.tensor(sequences).repeat(100, 1)                          # (400, L)
+    draw = partial(d.bound, NOISY.ask, ids, RAGGED.repeat(100, 1), *NOISY.ranges(400), MASK, rng)
+    calls = [draw(rounds=2).view(100, 4).mean(0) for _ in range(60)]
     for x, noised, values in zip(sequences, RAGGED.numpy(), torch.stack(calls).T.numpy()):
         want = any_order(NOISY, x, tuple(np.flatnonzero(noised)))
         assert_mean(values, want, slack=1e-6)  # the network is float32
 
 
 def test_rows_that_are_alike_get_the_same_masks():
-    """Copies of a row cost the same, and as much as the row alone under the same numbers."""
     nats = {}
     for copies in (1, 3):
         rows = torch.tensor(NOISY.sequences[[5, 8, 17, 22]]).repeat_interleave(copies, 0)
-        noised = RAGGED[1:5].repeat_interleave(copies, 0)
+        noised = RAGGED.repeat_interleave(copies, 0)
         rng = np.random.default_rng(4)
         nats[copies] = d.bound(NOISY.ask, rows, noised, *NOISY.ranges(len(rows)), MASK, rng,
                                rounds=2, alike=copies)
@@ -148,32 +132,14 @@ def test_every_schedule_and_pair_mode_has_its_bound(complement):
         assert_mean(values, want, slack=0.005 * want)
 
 
-def test_a_mask_and_its_complement_have_less_than_half_the_variance():
-    """Where context tells much they do better than two masks would: half.
-
-    The world: a token that is written four times, with rare exceptions.
-    """
-    joint = np.full((3,) * 4, 0.02 / 3 ** 4)
-    joint[(range(3),) * 4] += 0.98 / 3
-    world = World(joint)
-    noised = torch.tensor([NOISED, NOISED])
-    member = torch.zeros(4, dtype=torch.long)
-    mask, other = [estimates(world, world.sequences[0], "cosine", complement, noised, member)
-                   for complement in (False, True)]
-    assert ((mask + other) / 2).var() < 0.45 * (mask.var() + other.var()) / 2
-
-
 def test_unweighted_has_the_size_of_the_bound():
-    """Where all tokens cost alike, 2 * -alpha' * rate has the mean that weight * rate has: 1."""
+    """Where all tokens cost alike."""
     t = d.stratified_times(100_000, 0.5 / 100_000)
     roles = torch.full((len(t), 2), NOISED)
     unweighted = torch.tensor([True, False])
     for name, complement in itertools.product(("linear", "cosine", "poly:2"), (False, True)):
         rate, weight = d.noise_levels(t, roles, d.schedule(name), complement, unweighted)
         assert (rate * weight).mean(0).tolist() == pytest.approx([1, 1], abs=2e-3)
-    t = torch.tensor([0.1, 0.5]).double()
-    _, weight = d.noise_levels(t, roles[:2], d.schedule("linear"), unweighted=unweighted)
-    np.testing.assert_allclose(weight, [[2, 10], [2, 2]])
 
 
 # ---- Forward process and loss by hand.
@@ -210,3 +176,23 @@ def test_noise_and_loss_by_hand(complement, x_t, weight):
     nats = np.log1p([5 / math.e, 4 / math.e])  # of 6 and of 5 ids
     want = [sum(weight[1:3]) * nats[0] / 2, sum(weight[6:8]) * nats[1] / 2, 0]
     assert d.loss_terms(net, batch).tolist() == pytest.approx(want)
+
+
+def test_worked_example_of_the_docstring():
+    nats = exact_bound(TWINS, (0, 1))[TWINS.p > 0]
+    np.testing.assert_allclose(nats, 2 * [math.log(2)], atol=1e-6)
+
+
+def test_a_mask_and_its_complement_have_less_than_half_the_variance():
+    """Where context tells much they do better than two masks would: half.
+
+    The world: a token that is written four times, with rare exceptions.
+    """
+    joint = np.full((3,) * 4, 0.02 / 3 ** 4)
+    joint[(range(3),) * 4] += 0.98 / 3
+    world = World(joint)
+    noised = torch.tensor([NOISED, NOISED])
+    member = torch.zeros(4, dtype=torch.long)
+    mask, other = [estimates(world, world.sequences[0], "cosine", complement, noised, member)
+                   for complement in (False, True)]
+    assert ((mask + other) / 2).var() < 0.45 * (mask.var() + other.var()) / 2

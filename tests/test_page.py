@@ -1,12 +1,12 @@
-"""The page of a run: whole in itself, safe with any text, true to the ids, alive in a browser."""
+"""The page of a run: whole in itself, safe with any text, true to the ids."""
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
+from runs import content
 
 import data
 import sample
@@ -15,23 +15,10 @@ from tools import page
 from tools.masked import GREY, masked_clip, masked_picture
 
 TASKS = (*sample.TASKS, *sample.ACROSS)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((name for name in BROWSERS if shutil.which(name)), None)
 
 
-@pytest.fixture(scope="module")
-def written(trained):
-    """The page that train.py wrote."""
-    return (trained[0] / "index.html").read_text(encoding="utf-8")
-
-
-def held_out(run, kind, modality):
-    """Ids (slot,) of the first held-out document's member."""
-    ids = data.stacked(run.documents[kind][1].first(1))
-    return ids[run.stream.describe(ids).of(kind, modality)].numpy()
-
-
-def test_every_task_is_shown_with_its_stages_and_nothing_comes_from_elsewhere(written):
+def test_every_task_is_shown_with_its_stages_and_nothing_comes_from_elsewhere(trained):
+    written = (trained[0] / "index.html").read_text(encoding="utf-8")
     sources = re.findall(r"(?:src|href)=['\"]?([^'\" >]*)", written)
     assert len(sources) > 20 and all(source.startswith("data:") for source in sources)
     assert not re.findall(r"https?:|<link|@import|url\(|fetch\(", written)
@@ -49,25 +36,14 @@ def test_every_task_is_shown_with_its_stages_and_nothing_comes_from_elsewhere(wr
             assert ("original" in card) == bool(sample.given_members(task))
 
 
-def test_between_speech_and_pictures_prompts_have_texts_that_both_know(toy, monkeypatch):
-    clips = [toy.stream.document("speech-text", [[n], None]) for n in range(5)]
-    monkeypatch.setitem(toy.documents, "speech-text", (None, data.Documents.of(clips)))
-    texts = {"speech-text": ["nine", "a red star", "ten", "six", "a blue star"]}
-    monkeypatch.setattr(page, "held_out_texts", lambda run, kind: texts[kind])
-    for caption, wanted in (("a blue star on red", [4]), ("?", range(page.SAMPLES))):
-        texts["image-text"] = [caption]  # of "?" none is known: the first ones
-        assert page.prompts(toy, "speech-to-image").tolist() == [clips[n].tolist() for n in wanted]
-
-
 def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "TASKS", {"text-to-image": sample.TASKS["text-to-image"]})
     monkeypatch.setattr(page, "ACROSS", {})
     folder = tmp_path / "<script>alert(1)<" / "script>"
     shutil.copytree(toy.folder, folder)
     run = sample.load_run(folder, torch.device("cpu"))
-    picture = run.stream.to_codes("image", held_out(run, "image-text", "image"))
     caption = run.tokenizers["text"].encode(["<img>\x1b&"])[0]
-    ids = run.stream.document("image-text", [picture, caption])
+    ids = run.stream.document("image-text", [[0] * 19, caption])
     run.documents["image-text"] = (None, data.Documents.of([ids]))
     (folder / "log.jsonl").write_text('{"step": 1, "tokens": 5, "terms": {"<b>": 1.0}}\n')
     text = page.write(folder, run).read_text(encoding="utf-8")
@@ -77,22 +53,20 @@ def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
 
 
 def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path):
-    settings = {"config": {"lr": 1}, "stream": {"slots": {"text": [9]}}, "rule": {"kappa": 0.25}}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"stream": {"slots": {"text": [9]}}}')
     assert "<svg" not in page.write(tmp_path).read_text()  # nothing was logged yet
     lines = [{"step": n, "tokens": 9 * n, "terms": {"a": 2.0, "b": 20 / n}} for n in range(1, 30)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "films.html").write_text("<p>a film of before")
     text = page.write(tmp_path).read_text()
-    assert "29 steps on 261 tokens" in text and "0.25" in text and "<p>a film of before" in text
-    tick = re.search(r'top:([\d.]+)%"><span>2<', text)  # the constant term lies on its tick
-    constant, falling = text.split("<polyline")[1:]
-    heights = re.findall(r"\d+\.\d\d,(\d+\.\d\d)", constant)
-    assert len(heights) == 29 and set(heights) == {tick[1]}
+    assert "29 steps on 261 tokens" in text and "<p>a film of before" in text
+    tick = re.search(r'top:([\d.]+)%"><span>2<', text)[1]  # the constant term lies on it
+    assert text.count("<polyline") == 2 and text.count(f",{tick} ") >= 28
 
 
 def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
-    ids = held_out(toy, "image-text", "image")
+    documents = data.stacked(toy.documents["image-text"][1].first(1))
+    ids = content(toy, "image-text", "image", documents)[0].numpy()
 
     def decoded(ids):
         codes = toy.stream.to_codes("image", ids)
@@ -121,8 +95,6 @@ def test_a_clip_is_grey_where_it_is_masked_and_nothing_behind_its_end(toy):
     assert (masked == [GREY] * 3 + [255]).all()
     assert (first[:, :, 3] == 255).all() and len(np.unique(first[:, :, 0])) > 1
     assert (end[:, :, 3] == 0).all() and (behind[:, :, 3] == 0).all()
-    ids[groups] = low[groups]  # one of three tokens is there: the step is less grey
-    assert (masked_clip(toy, ids) != shown).any()
 
 
 def test_a_text_is_shown_up_to_its_end_with_whole_characters(toy):
@@ -133,7 +105,7 @@ def test_a_text_is_shown_up_to_its_end_with_whole_characters(toy):
     sure = np.linspace(0.1, 0.9, len(ids) + 2)
     found = page.pieces(toy, np.append(ids, [end, MASK]), sure)
     assert "".join(piece for piece, _ in found) == "the red é."
-    byte = list(text.decode([[code] for code in codes])).index("\ufffd")  # the first of two of é
+    byte = text.decode([[code] for code in codes]).index("\ufffd")  # the first of two of é
     assert "é" in found[byte][0] and found[byte][1] == sure[byte] and len(found) == len(ids) - 1
     ids[[0, byte]] = MASK
     pieces = [piece for piece, _ in page.pieces(toy, ids, sure)]
@@ -145,29 +117,28 @@ def test_doubt_is_that_of_the_network_when_it_chose(toy):
     """Against a softmax over a position's own ids, written out."""
     last = data.stacked(toy.documents["image-text"][1].first(1))
     rows = toy.stream.describe(last)
-    first, second = rows.of("image-text", "text")[0].nonzero()[:2, 0].tolist()
-    start, middle, again, hidden = (last.clone() for _ in range(4))
-    start[0, [first, second]] = MASK
-    middle[0, second] = MASK
-    again[0, first] = rows.low[0, first]  # a repair: seen masked, with all others there
-    hidden[0, first] = MASK
+    at = int(rows.of("image-text", "text")[0].nonzero()[0])
+    low, high = rows.low[0, at], rows.high[0, at]
+    start = last.clone()
+    start[0, at:at + 2] = MASK
+    middle = last.clone()
+    middle[0, at + 1] = MASK
+    again = last.clone()
+    again[0, at] = low  # a repair: seen masked, with all others there
     stages = page.sureness(toy, [start, middle, last, again])
 
-    def probability(x, at, token):
-        where = torch.zeros_like(x, dtype=torch.bool)
-        where[0, at] = True
+    def probability(x, token):
+        x = x.clone()
+        x[0, at] = MASK
+        where = torch.arange(x.shape[1])[None] == at
         with torch.no_grad():
-            logits = toy.ask(x, where)[0]
-        low, high = rows.low[0, at], rows.high[0, at]
-        return float(logits[low:high].softmax(0)[token - low])
+            return float(toy.ask(x, where)[0, low:high].softmax(0)[token - low])
 
-    p = probability(start, first, last[0, first])
-    q = probability(middle, second, last[0, second])
-    r = probability(hidden, first, again[0, first])
-    shown = [s[0, [first, second]].tolist() for s in stages]
-    for found, wanted in zip(shown, ([1, 1], [p, 1], [p, q], [r, q]), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-4)
-    assert int((stages[3] != 1).sum()) == 2
+    p = probability(start, last[0, at])
+    shown = [float(s[0, at]) for s in stages]
+    assert shown == pytest.approx([1, p, p, probability(last, low)], rel=1e-4)
+    changed = [int((stage != 1).sum()) for stage in stages]
+    assert changed == [0, 1, 2, 2]
 
 
 def test_stages_are_even_in_masked_tokens_and_end_with_the_answer():
@@ -175,25 +146,3 @@ def test_stages_are_even_in_masked_tokens_and_end_with_the_answer():
     assert page.frames_of(film, 0).tolist() == [0, 2, 4, 6, 8, 10]
     assert page.frames_of(film + film[-1:] * 3, 0).tolist() == [0, 2, 4, 6, 8, 13]  # after repairs
     assert page.frames_of([film[0], film[-1]], 0).tolist() == [0, 1]
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium")
-def test_the_page_plays_in_a_browser_of_a_phones_width(written, tmp_path):
-    """Each film goes back to its masks and on to its answer; nothing is wider than the screen."""
-    probe = """<script>
-const screens = () => [...document.querySelectorAll(".screen")].map(s => s.innerHTML).join();
-const answers = screens();
-document.querySelectorAll(".task button").forEach(b => b.click());
-const masks = screens();
-const right = Math.max(...[...document.querySelectorAll("body *")]
-  .filter(e => !e.closest("pre, svg")).map(e => e.getBoundingClientRect().right));
-setTimeout(() => document.title = [masks !== answers, screens() === answers,
-  right <= innerWidth].join(), 8000);
-</script></html>"""
-    path = tmp_path / "probe.html"
-    path.write_text(written.replace("</html>", probe), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,800",
-               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000",
-               "--dump-dom", path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    assert re.search("<title>(.*?)</title>", dom)[1] == "true,true,true"

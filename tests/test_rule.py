@@ -5,7 +5,6 @@ import torch
 import model as models
 import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 B = train.BASE["batch"]
 D = train.BASE["tokens"]
 
@@ -16,15 +15,14 @@ def settings(kappa, **changes):
 
 
 def test_kappa_has_the_known_values(monkeypatch):
-    """Values computed apart, for a base of 13e9 tokens in batches of 256. And gamma 0: Malladi et
-    al., by the batch alone. gamma 1: Complete(d)P, m_B / m_D."""
+    """gamma 0: Malladi et al., by the batch alone. gamma 1: Complete(d)P, m_B / m_D. And values
+    computed apart, for a base of 13e9 tokens in batches of 256."""
     for gamma, kappa in ((0, 2), (1, 2 / 5)):
         rule = train.batch_rule(2 * B, 5 * D, train.Config(gamma=gamma))
         assert rule["kappa"] == pytest.approx(kappa)
     monkeypatch.setitem(train.BASE, "tokens", 13e9)
     monkeypatch.setitem(train.BASE, "batch", 256)
-    for tokens, batch, kappa in ((1e9, 64, 0.773), (1e8, 32, 1.064), (1e7, 16, 1.466),
-                                 (6.4e12, 4096, 1.046)):
+    for tokens, batch, kappa in ((1e9, 64, 0.773), (6.4e12, 4096, 1.046)):
         rule = train.batch_rule(batch, tokens, train.Config(gamma=0.44))
         assert rule["kappa"] == pytest.approx(kappa, abs=6e-4)
 
@@ -49,15 +47,15 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert sorted(factors[100:], reverse=True) == factors[100:]
 
 
-# ---- Trajectories on noisy quadratics over the tokens of 200 batches of the base's size, all from
-# 1. The gradient of a batch is curvature * x + noise / sqrt(kappa) * normal.
+# ---- Trajectories on noisy quadratics over the tokens of 200 batches of the base's size. The
+# gradient of a batch is curvature * x + noise / sqrt(kappa) * normal.
 
 NOISE = dict(curvature=0.05, noise=1.0)   # noise dominates a single gradient, 20 to 1
 SIGNAL = dict(curvature=1.0, noise=0.05)  # the signal does
 
 
 def trajectory(name, kappa, curvature, noise, lr, rate=None):
-    """How far the mean of all elements came, and their variance at the end.
+    """How far the mean of all elements came from 1, and their variance at the end.
 
     rate: the rule's entry for another optimizer's rate, which is wrong here.
     """
@@ -92,17 +90,12 @@ def same_at_all_batches(name, **how):
 
 @pytest.mark.parametrize("regime", (NOISE, SIGNAL), ids=("noise", "signal"))
 def test_muon_takes_the_same_path_at_any_batch(regime):
-    """It normalises after averaging. momentum^kappa averages over the same tokens at any batch, so
-    a step has the same size and direction, and per token it moves lr / B."""
     assert same_at_all_batches("muon", lr=0.03, **regime)
     assert not same_at_all_batches("muon", lr=0.03, rate="lr", **regime)  # as sqrt(kappa)
 
 
 def test_adamw_takes_the_same_path_where_noise_dominates(monkeypatch):
-    """It divides by the size of a single gradient, which falls as 1 / sqrt(B) where that is noise.
-
-    eps / sqrt(kappa) does the same where eps is larger than any gradient.
-    """
+    """And eps / sqrt(kappa) does the same where eps is larger than any gradient."""
     assert same_at_all_batches("adamw", lr=0.02, **NOISE)
     assert not same_at_all_batches("adamw", lr=0.02, rate="muon_lr", **NOISE)  # as kappa
     monkeypatch.setitem(train.BASE, "eps", 100.0)

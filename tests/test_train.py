@@ -1,6 +1,4 @@
 """Training: runs from nothing to a table of scores, stopped, killed, shared out; the settings."""
-import dataclasses
-import functools
 import json
 import os
 import resource
@@ -18,15 +16,12 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import ROOT, SMALL, TINY, begun, call, same, steps_logged, told
+from runs import ROOT, SMALL, TINY, begun, call, refused, same, steps_logged, told
 
-import data
 import files
 import sample
 import train
 from tools import score
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_writes_what_it_says(trained):
@@ -35,9 +30,8 @@ def test_a_run_writes_what_it_says(trained):
     assert files.load(folder / "checkpoint.pt")["step"] == 6 and steps_logged(folder) == [1, 6]
     seconds = files.read_json(folder / "seconds.json")
     assert list(seconds)[-3:] == ["training", "scoring", "page"]
-    for line in (score.table(files.read_json(folder / "scores.json")),
-                 f"page: {folder / 'index.html'}", "kappa         = (D_base / D)^gamma B / B_base"):
-        assert line in printed
+    assert score.table(files.read_json(folder / "scores.json")) in printed
+    assert f"page: {folder / 'index.html'}" in printed
 
 
 def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_page, monkeypatch):
@@ -73,7 +67,6 @@ def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_pag
     assert same(folder, trained[0]) and steps_logged(folder) == [1, 3, 5, 6]
     printed = call(sample.main, "text", "--run", folder, "--out", folder / "out", "--n", 1)
     assert files.quoted(folder / "out" / "text-0-0.txt") in printed
-    assert (folder / "out" / "text-0-0.txt").exists()
 
 
 @pytest.mark.parametrize("what, words", [("gradient", "its gradient is not finite"),
@@ -112,7 +105,7 @@ def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained
 
 
 def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
-    """The first one is new and has other hashes of strings: what it makes is the same, too."""
+    """Of which one is new, with other hashes of strings."""
     folder = tmp_path / "two"
     script = ("import files, train; train.write_page = lambda *given: '';"
               "files.command_line(train.main, 'train.py')")
@@ -135,10 +128,8 @@ def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
     finally:
         first.kill()
     assert first.returncode == 0, errors[-2000:]
-    configs = [files.read_json(run / "config.json") for run in (trained[0], folder)]
-    assert configs[0]["tokenizers"] == configs[1]["tokenizers"]
-    documents = [(run / "documents.pt").read_bytes() for run in (trained[0], folder)]
-    assert documents[0] == documents[1]
+    for name in ("documents.pt", "text.json"):
+        assert (trained[0] / name).read_bytes() == (folder / name).read_bytes()
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (trained[0], folder)]
     for line, other in zip(*logs, strict=True):
         line = json.loads(line)
@@ -164,7 +155,6 @@ def test_own_data_are_trained_on_and_may_move(tmp_path, no_page):
     call(train.main, *TINY, "--run", tmp_path / "a", *given, "--score-n", 2)
     scores = files.read_json(tmp_path / "a" / "scores.json")
     assert set(scores) == {"image-to-text", "speech-to-text", "bound"}
-    assert len(scores["bound"]) == 7
     shutil.move(tmp_path / "data", tmp_path / "moved")
     folder = begun(tmp_path / "a", tmp_path / "b")
     call(train.main, "--resume", "--run", folder, "--text", tmp_path / "moved")
@@ -178,23 +168,20 @@ def test_a_kind_trains_alone(tmp_path):
     saved = files.read_json(tmp_path / "run" / "config.json")
     assert list(saved["stream"]["slots"]) == ["speech-text"]
     assert steps_logged(tmp_path / "run")[-1] == 10  # at least ten
-    assert (tmp_path / "run" / "index.html").exists()
 
 
 def training(run, **settings):
     """The Training of a run's documents, and its first batch."""
-    saved = files.read_json(run / "config.json")
-    config = train.Config(**{**saved["config"], **settings})
-    documents = data.load_documents(run / "documents.pt")
-    documents = {kind: parts[0] for kind, parts in documents.items()}
-    made = train.Training(config, data.Stream(**saved["stream"]), documents, torch.device("cpu"))
+    config = train.Config(**{**run.config["config"], **settings})
+    documents = {kind: parts[0] for kind, parts in run.documents.items()}
+    made = train.Training(config, run.stream, documents, torch.device("cpu"))
     return made, made.batch(0)
 
 
-def test_rows_in_parts_give_the_step_of_the_whole(trained):
+def test_rows_in_parts_give_the_step_of_the_whole(toy):
     results = []
     for rows in (0, 3, 100):
-        made, batch = training(trained[0], micro_batch=rows, clip=0.5, complement=True)
+        made, batch = training(toy, micro_batch=rows, clip=0.5, complement=True)
         rule = train.batch_rule(2048, 6e6, made.config)
         terms, norm = train.train_step(made.net, made.optimizers(rule), batch, made.config,
                                        made.autocast)
@@ -208,13 +195,10 @@ def test_rows_in_parts_give_the_step_of_the_whole(trained):
     assert all(p.grad is None for p in made.net.parameters())
 
 
-@pytest.mark.parametrize("speeds, stop", [((1.0, 2.5), 0), ((2.5, 1.0), 15), ((0.2, 1.5), 15)])
+@pytest.mark.parametrize("speeds, stop", [((1.0, 2.5), 0), ((0.2, 1.5), 15)])
 def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path, no_page,
                                                  monkeypatch):
     """A step takes speeds[0] seconds by a clock of our own, from second 20 on speeds[1]."""
-    plan = train.Plan(steps=40, tokens=1.0, warmup=0.05)
-    assert plan.anew(10, 1.0, 60 / 30.9) is plan  # less than 5% off
-    assert [plan.at(step - 0.5) for step in range(41)] == pytest.approx(np.arange(41) / 40)
     folder = begun(trained[0], tmp_path / "run", steps=0, minutes=1.0, save_every=3)
     clock = types.SimpleNamespace(now=0.0, time=time.time)
     clock.perf_counter = lambda: clock.now
@@ -232,26 +216,21 @@ def test_minutes_are_kept_when_the_speed_changes(speeds, stop, trained, tmp_path
                    any_process=lambda flag, device: len(shares) == stop)
     for name, value in changes.items():
         monkeypatch.setattr(train, name, value)
-    resume = ("--resume", "--run", folder)
     away = 0.0
     if stop:
-        assert "stopped after step 15" in told(train.main, *resume)[1]
+        assert "stopped after step 15" in told(train.main, "--resume", "--run", folder)[1]
         clock.now += 1000  # the break does not count
         away = clock.now - files.load(folder / "checkpoint.pt")["plan"]["seconds"]
-    call(train.main, *resume)
+    call(train.main, "--resume", "--run", folder)
     assert 51 <= clock.now - away <= 69
     assert 0 < shares[0] < 0.1 and 0.9 < shares[-1] < 1
     assert all(a < b for a, b in zip(shares, shares[1:]))
 
 
-def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
-    with pytest.raises(SystemExit):
-        train.parse(["--help"])
-    shown = capsys.readouterr().out
+def test_every_setting_is_a_flag_that_config_json_keeps():
     for name, default in vars(train.Config()).items():
-        flag = "--" + name.replace("_", "-")
-        assert flag in shown
         if default and default is not True:
+            flag = "--" + name.replace("_", "-")
             config, given = train.parse([flag, str(train.typed(default))])
             assert config == train.Config() and given == {name}
     config, given = train.parse(["--text", "a b", "--text", "c", "--complement", "--shape",
@@ -262,38 +241,32 @@ def test_every_setting_is_a_flag_that_config_json_keeps(capsys):
 
 
 def test_a_recipe_sets_defaults_and_flags_win():
-    tuned, _ = train.parse([])
-    assert tuned == train.Config()
-    paper, _ = train.parse(["--recipe", "paper"])
-    changed = {k for k, v in vars(paper).items() if v != getattr(tuned, k)}
-    assert changed == {"recipe", *train.RECIPES["paper"]}
-    mixed, _ = train.parse("--recipe paper --optimizer muon --no-complement".split())
-    assert dataclasses.replace(mixed, optimizer="adamw", complement=True) == paper
+    config, _ = train.parse("--recipe paper --optimizer muon --no-complement".split())
+    own = dict(optimizer="muon", complement=False)
+    assert config == train.Config(**{"recipe": "paper", **train.RECIPES["paper"], **own})
 
 
-def test_the_papers_loss_counts_every_token_alike_and_is_kept(trained, tmp_path, no_page):
+def test_the_papers_loss_counts_every_token_alike_and_is_kept(toy, tmp_path, no_page):
     """Its terms, weighted, are the sum over all hidden tokens over all that could be hidden."""
     recipe = {"recipe": "paper", **train.RECIPES["paper"]}
     with pytest.raises(files.UsageError, match="--loss-weights: give text/text or image-text"):
-        training(trained[0], loss_weights={"text/text": 0.0})
-    made, batch = training(trained[0], **recipe)
+        training(toy, loss_weights={"text/text": 0.0})
+    made, batch = training(toy, **recipe)
     terms = torch.rand(len(train.TERMS))
     alike = (terms * batch.counts).sum() / batch.counts.sum()
     assert torch.allclose((made.config.loss_weight_of_members() * terms).sum(), alike)
-    folder = begun(trained[0], tmp_path / "run", **recipe)
+    folder = begun(toy.folder, tmp_path / "run", **recipe)
     call(train.main, "--resume", "--run", folder)
     saved = files.read_json(folder / "config.json")["config"]
     assert saved["recipe"] == "paper" and saved["loss_weights"] == made.config.loss_weights
     assert saved["complement"] and len(files.load(folder / "checkpoint.pt")["optimizers"]) == 1
-    status, errors = told(train.main, "--resume", "--run", folder, "--recipe", "tuned")
-    assert status == 2 and "--recipe is paper there" in errors
 
 
 def test_resuming_refuses_other_settings(trained, tmp_path):
     folder = begun(trained[0], tmp_path / "run")
-    for given, line in ((("--lr", 0.5), "--lr is 0.001"), (("--mix", "text=1"), "--mix is")):
-        status, errors = told(train.main, "--resume", "--run", folder, *given)
-        assert status == 2 and line in errors and errors.count("\n") == 1
+    for given, line in ((("--lr", 0.5), "--lr is 0.001"), (("--mix", "text=1"), "--mix is"),
+                        (("--recipe", "paper"), "--recipe is tuned there")):
+        assert line in refused(train.main, "--resume", "--run", folder, *given)
     config, given = train.parse(["--resume", "--micro-batch", "2", "--compile", "auto"])
     train.resume_run(folder, config, given)
     assert config.micro_batch == 2 and config.steps == 6 and config.compile == "off"

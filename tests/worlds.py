@@ -14,10 +14,8 @@ MASK = 0  # the symbols are 1..V
 
 
 class World:
-    """A joint distribution of L tokens with V symbols, and a network that knows it exactly.
-
-    network: a seed, for a network of random logits that knows nothing.
-    """
+    """A joint distribution of L tokens with V symbols, and a network that knows it exactly, or
+    one of random logits from the seed `network`, that knows nothing."""
 
     def __init__(self, joint, network=None):
         self.joint = np.asarray(joint, float)                             # (V,) * L
@@ -102,10 +100,8 @@ TWINS = World([[0.5, 0], [0, 0.5]])              # two tokens, uniform on {00, 1
 
 
 def assert_law(counts, p):
-    """The chi-square statistic as a normal deviate (Wilson and Hilferty) is below 4.
-
-    Cells without probability must be empty. Rare ones are counted together.
-    """
+    """The chi-square statistic as a normal deviate (Wilson and Hilferty) is below 4. Cells without
+    probability are empty. Rare ones are counted together."""
     counts = np.asarray(counts, float)
     p = np.asarray(p, float)
     assert (counts[p == 0] == 0).all()
