@@ -9,7 +9,7 @@ with the modality's end id, which is noised and predicted like any other token: 
 where things end. Documents of all kinds are packed into rows of one length. By second-hand accounts
 the paper packs texts and pads pairs; this layout is our choice.
 
-A new modality is a row of MODALITIES and a file in tokenizers/, a new pairing a row of KINDS.
+What a new modality or pairing needs beside its row below stands in README, To change X.
 """
 import functools
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ class Rows:
     """What stands where in rows of the stream; all (B, L) int64."""
     ids: torch.Tensor
     member: torch.Tensor  # index into MEMBERS; -1: never noised
-    place: torch.Tensor   # where in its member a token stands, a number of its modality's own
+    place: torch.Tensor   # where in its member a token stands; each modality has its own range
     low: torch.Tensor     # first id that may stand there
     high: torch.Tensor    # last id that may stand there, plus one
     doc: torch.Tensor     # which document it belongs to; -1: padding
@@ -165,13 +165,13 @@ class Stream:
             codes = codes[:ends[0]]
         return codes[:len(codes) // groups * groups].astype(np.int32)
 
-    def fill(self, modality, codes, slot):
+    def filled(self, modality, codes, slot):
         """Ids of a member, filled with ends to its slot. DataError if the codes do not fit."""
         open_end = MODALITIES[modality].open_end
         if len(codes) + open_end > slot or (not open_end and len(codes) < slot):
             raise DataError(f"{modality} of {len(codes)} tokens does not fit into {slot}: shorten "
                             "it, or train with longer ones")
-        ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends
+        ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends; overwritten if it has none
         ids[:len(codes)] = self.to_ids(modality, codes)
         return ids
 
@@ -183,11 +183,11 @@ class Stream:
         ids = [SPECIALS.index(f"<task {kind}>")]
         for modality, slot, code in zip(KINDS[kind], slots or self.slots[kind], codes):
             ids.append(SPECIALS.index(f"<{modality}>"))
-            ids.extend([MASK] * slot if code is None else self.fill(modality, code, slot))
+            ids.extend([MASK] * slot if code is None else self.filled(modality, code, slot))
         return np.array(ids, np.int64)
 
     def texts(self, codes):
-        """Documents of a text: its codes and an end, cut to the longest that fit into a row."""
+        """Documents of a text: its codes and an end, in pieces of at most slots["text"] tokens."""
         longest = self.slots["text"][0]
         end = self.ranges("text", 0)[1] - 1
         ids = np.append(self.to_ids("text", codes), end)
@@ -369,7 +369,7 @@ def document_noise(kind, config, random):
             mode[at] = modes.index("joint")
         else:
             t[at] **= power[mode[at]]
-    return torch.from_numpy(t), ROLES[mode][:, POSITION]
+    return torch.from_numpy(t), ROLES[mode][:, POSITION]  # those of other kinds are never read
 
 
 def noised_batch(stream, ids, config, step):

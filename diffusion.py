@@ -2,6 +2,8 @@
 
 Time runs from t=0 (clean) to t=1 (all masked), in training and in sampling. At time t a token is
 still clean with probability alpha(t), independently of all others. 1 - alpha(t) is the mask rate.
+In shapes: B rows of L tokens, N documents in them, S members (data.MEMBERS: the text of an
+image-text document is one), M positions that somebody looks at, V ids.
 Sources:
   MDLM    arXiv 2406.07524    MD4            arXiv 2406.04329    RADD  arXiv 2406.03736
   LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: at 0 the weight 1/t has infinite variance
+T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: with those near 0 the variance has no limit
 
 # ------------------------------------------------------------------------------------------------
 # Schedules: functions of float64 tensors.
@@ -61,7 +63,8 @@ def schedule(name):
 NOISED, CLEAN, ABSENT = 0, 1, 2
 
 # Roles of the two members of a pair. NOISED: masked at the rate of the time, with loss. CLEAN: a
-# condition. ABSENT: all masked, without loss. How often each mode is drawn is a setting.
+# condition. ABSENT: all masked, without loss. first|second is the first member given the second: a
+# picture given its caption. How often each mode is drawn is a setting.
 PAIR_MODES = {
     "joint": (NOISED, NOISED),
     "first|second": (NOISED, CLEAN),
@@ -150,8 +153,8 @@ class Batch:
 
 
 def loss_terms(net, b):
-    """Nats a token of each member of each kind, (S,). With the bound's weights and times each
-    estimates the bound.
+    """Nats a token of each member of each kind, (S,). With the bound's weights and times each is
+    that member's part of the bound, on average over the modes that were drawn.
 
     Only tokens that are hidden and carry loss go through the head. The sum is divided by all
     tokens that could have been hidden, not by those that were: else it is no bound.
@@ -237,7 +240,7 @@ class Denoiser:
 
     def logits(self, x, where):
         """Logits (M, V) float32 at the True positions of where (B, L), own ids only, guidance mixed
-        in. Rows without any rest."""
+        in. Rows without any are not asked and cost no evaluation."""
         rows = where.any(1)                                               # (B,)
         self.nfe += rows
         logits = self.predict(x[rows], where[rows]).float()               # (M, V)
@@ -300,7 +303,7 @@ def filter_logits(logits, top_k=0, top_p=1.0):
 
 
 # ------------------------------------------------------------------------------------------------
-# Samplers. Each proposes tokens and keeps some. They differ only in which.
+# Samplers. Each proposes tokens and keeps some. They differ in which (remdm masks some again).
 
 
 @dataclass
@@ -426,7 +429,7 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
                         top_k, top_p)
     if missing is None:
         missing = x == mask_id
-    if not chooser.by_rate:  # as many steps as tokens, at most
+    if not chooser.by_rate:  # as many steps as tokens, at most: of the rates only the number counts
         rates = np.linspace(1, 0, 1 + int(missing.sum(1).max()))
     film = [x]
     for k in range(len(rates) - 1):
@@ -493,7 +496,8 @@ def main():
 
     ids = words.repeat(500, 1)
     low = torch.zeros_like(ids)
-    nats = bound(predict, ids, low == 0, low, low + 2, mask_id, np.random.default_rng(0))
+    noised = torch.ones_like(ids, dtype=torch.bool)
+    nats = bound(predict, ids, noised, low, low + 2, mask_id, np.random.default_rng(0))
     print(f"{n} bits, an even number of ones: entropy {math.log(len(words)):.3f} nats, "
           f"bound {nats.mean():.3f} from {len(ids)} masks")
     low = torch.zeros(20_000, n, dtype=torch.long)

@@ -60,7 +60,7 @@ def loss(net, x_0, rng):
 
     Its mean is at least -log2 p(x_0) / L. Why: reveal the row token by token. -log2 p(x_0) is at
     most the mean over all orders of the sum of -log2 p(next token | tokens seen). While k tokens
-    are masked, each is next with probability 1/k. Averaged over t, the weight 1/t comes to that.
+    are masked, each is next with probability 1/k, the integral of C(L, k) t^k (1 - t)^(L - k) / t.
     """
     B, L = x_0.shape
     u = torch.rand(B, 1, generator=rng)
@@ -74,14 +74,14 @@ def loss(net, x_0, rng):
 
 @torch.no_grad()
 def sample(net, length, steps, rng):
-    """Yield x_t (L,) from t = 1 to 0. A step to s reveals (t - s) / t of the masks (MDLM eq. 7)."""
+    """Yield x_t (L,), t = 1 to 0: L / steps tokens a step, in random order (MDLM eq. 7 by count)"""
     x = torch.full((length,), MASK)
-    yield x
+    yield x.clone()
     order = torch.randperm(length, generator=rng)
     for places in order.tensor_split(steps):  # tokens of one step do not know of each other
         p = net(x[None])[0, places].double().softmax(-1)  # (places, V); float64 for rare tokens
         x[places] = torch.multinomial(p, 1, generator=rng).flatten()
-        yield x
+        yield x.clone()
 
 
 if __name__ == "__main__":

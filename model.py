@@ -20,7 +20,7 @@ class ModelConfig:
     places: int                # rows of the table "where in its member is this token"
     width: int = 192           # of the residual stream, a multiple of head_dim
     depth: int = 3             # blocks
-    head_dim: int = 64         # even; a wider network has more heads, not larger ones
+    head_dim: int = 64         # even; "tune once" holds for more heads, not for larger ones
     mlp_ratio: float = 2.75    # hidden width of SwiGLU / width: 8/3 in multiples of 16
     base_width: int = 192      # the shape at which the settings were tuned
     base_depth: int = 3
@@ -44,7 +44,8 @@ class ModelConfig:
 
 
 # width / depth is 128 for the paper's pilots (second-hand) and here for pilot and 3b. Known are the
-# paper's totals (3B; second-hand 320M), not its shapes. Heads of 32 learn shapes sooner on a CPU.
+# paper's totals (3B; second-hand 320M), not its shapes. Heads of 32 learn shapes sooner on a CPU;
+# that larger presets have heads of 64 is no change that Complete(d)P speaks of.
 PRESETS = {
     "toy": dict(width=192, depth=3, head_dim=32),
     "small": dict(width=512, depth=8),
@@ -324,6 +325,7 @@ class Transformer(nn.Module):
         allowed = (doc[:, :, None] == doc[:, None, :])[:, None]           # (B, 1, L, L)
         if config.causal:
             allowed = allowed.tril()
+        # positions are columns of the row: between tokens of a document only differences matter
         cos, sin = rope_table(ids.shape[1], config.head_dim, config.rope_base, ids.device)
         x = self.embed(ids) + self.place(place)                           # (B, L, D)
         for block in self.blocks:
@@ -351,7 +353,7 @@ def count_parameters(model):
 def main():
     """Show the network at the base shape, and what Complete(d)P does to one twice as large."""
     with torch.device("meta"):
-        net = Transformer(ModelConfig(vocab=1300, places=200))
+        net = Transformer(ModelConfig(vocab=1300, places=200, **PRESETS["toy"]))
     for group, number in count_parameters(net).items():
         print(f"{group:12} {number:10,} parameters")
     print("\ntwice as wide and deep: factors on the settings of the base shape")

@@ -14,6 +14,8 @@
                                                                       clip and --hole FROM:TO
 
 --watch shows in the terminal how masks became tokens, when all are made.
+
+generate (prompts) asks answer (a task), which asks fill (rows), which asks diffusion.sample.
 """
 import functools
 import io
@@ -262,16 +264,14 @@ def best_candidates(run, kind, x, condition, candidates, seed, rounds):
     return best + torch.arange(0, len(x), candidates, device=x.device)
 
 
-# generate (prompts) asks answer (a task), which asks fill (rows), which asks diffusion.sample.
-
-
 @torch.inference_mode()
 def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candidates=1, rounds=2,
          batch=64, **settings):
     """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Samples.
 
     condition: members that guidance leaves out and that the best candidate has to fit. settings:
-    of diffusion.sample. record: keep the film. batch: rows that are filled at once.
+    of diffusion.sample. record: keep the film. batch: rows that are filled at once, or the
+    candidates of 16 prompts.
     """
     began = time.perf_counter()
     targets = targets or KINDS[kind]
@@ -531,7 +531,7 @@ SETTINGS = {
     "grid": (schedule_name, "their mask rates: linear, cosine or poly:P (cosine)"),
     "choice_temperature": (number(float, 0), "confidence: noise in what is revealed first"),
     "eta": (number(float, 0, 1), "remdm: share that is masked again, at most (0.1)"),
-    "budget": (number(float, 0), "entropy: nats that the tokens of a call may add up to"),
+    "budget": (number(float, 0), "entropy: nats of a call's tokens in all, less the largest"),
     "block": (number(int, 0), "entropy: only among the leftmost so many; 1: left to right; 0: all"),
     "temperature": (number(float, 0), "of the draws; 0: the likeliest"),
     "top_k": (number(int, 1), "draw among so many likeliest tokens"),

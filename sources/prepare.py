@@ -1,6 +1,8 @@
 """From settings to documents: read items, hold some out, train tokenizers, encode.
 
-An item is a text, a picture with its caption, or a clip with its transcript.
+An item is a text, a picture with its caption, or a clip with its transcript. On its way into a row
+a picture becomes pixels (a source's load), codes (a tokenizer's encode), ids of the stream between
+task and boundary tokens (Stream.document), a stretch of Documents, and a part of a row (Batches).
 """
 import time
 

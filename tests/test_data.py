@@ -48,14 +48,14 @@ def test_a_document_by_hand():
 def test_codes_survive_a_member_up_to_the_first_end_after_whole_steps():
     for modality, codes, slot in (("text", [3, 0, 9], 5), ("text", [], 5),
                                   ("speech", [5, 5, 0, 1], 8), ("image", [3, 2], 2)):
-        ids = STREAM.fill(modality, codes, slot)
+        ids = STREAM.filled(modality, codes, slot)
         assert STREAM.to_codes(modality, ids).tolist() == codes
-    ids = STREAM.fill("speech", [5, 4, 3, 2], 8)
+    ids = STREAM.filled("speech", [5, 4, 3, 2], 8)
     ids[1] = MASK     # reads as 0
     ids[3] = ids[-1]  # an end within the second step of two
     assert STREAM.to_codes("speech", ids).tolist() == [5, 0]
     with pytest.raises(DataError, match="text of 5 tokens does not fit into 5"):
-        STREAM.fill("text", [1] * 5, 5)
+        STREAM.filled("text", [1] * 5, 5)
 
 
 def test_texts_are_cut_in_order_and_hide_their_length():

@@ -41,7 +41,7 @@ def test_straight_through_gradient_is_that_of_the_bounded_latent():
     z = torch.tensor([[0.3, -1.2], [-2.0, 0.9]], dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     (got,) = torch.autograd.grad((q.digits(z) * weight).sum(), z)
-    slope = (q.bound(z + 1e-6) - q.bound(z - 1e-6)) / 2e-6
+    slope = (q.squash(z + 1e-6) - q.squash(z - 1e-6)) / 2e-6
     assert torch.allclose(got, slope * weight, atol=1e-7) and (got != 0).all()
     z = torch.logit(torch.tensor([[1.8], [2.5]]) / 4) / 1.7  # bounded: 1.3 and 2
     assert fsq.FSQ((4,)).commitment(z).item() == pytest.approx(0.3**2 / 2, abs=1e-6)

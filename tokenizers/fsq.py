@@ -30,7 +30,7 @@ class FSQ(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("levels", levels, persistent=False)
 
-    def bound(self, z):
+    def squash(self, z):
         """Latents (..., d) -> channel i between -0.5 and levels[i] - 0.5.
 
         sigmoid(1.7 z) is close to the normal distribution's cumulative: a unit-normal z uses all
@@ -39,10 +39,10 @@ class FSQ(nn.Module):
         return torch.sigmoid(1.7 * z) * self.levels - 0.5
 
     def digits(self, z):
-        """Latents (..., d) -> whole floats in 0..levels-1, with the gradient of bound()."""
-        bounded = self.bound(z)
-        digits = torch.minimum(bounded.round(), self.levels - 1)  # a sigmoid of 1 gives `levels`
-        return bounded + (digits - bounded).detach()
+        """Latents (..., d) -> whole floats in 0..levels-1, with the gradient of squash()."""
+        squashed = self.squash(z)
+        digits = torch.minimum(squashed.round(), self.levels - 1)  # a sigmoid of 1 gives `levels`
+        return squashed + (digits - squashed).detach()
 
     def centred(self, digits):
         """Digits (..., d) -> what a decoder sees, in [-1, 1]."""
@@ -58,7 +58,7 @@ class FSQ(nn.Module):
         Without it latents settle near the edges between levels, and small changes of a picture
         change its tokens: noise that the diffusion model would have to learn.
         """
-        return (self.bound(z) - self.digits(z).detach()).square().mean()
+        return (self.squash(z) - self.digits(z).detach()).square().mean()
 
     def ids(self, z):
         """Latents (..., d) -> ids (...), int64. The first channel is the least significant."""
