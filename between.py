@@ -59,7 +59,7 @@ def speech_from_captions(run, texts):
     documents = []
     first = 0
     for end in ends.split([len(some) for some in beginnings]):
-        end[-1] = True
+        end[-1] = True  # at the last word at the latest
         said = codes[first + int(end.int().argmax())]
         documents.append(run.stream.document("speech-text", [None, said[:slot - 1]]))
         first += len(end)

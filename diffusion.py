@@ -183,7 +183,7 @@ def token_nll(logits, target, low, high):
 
 
 def highest(score, among, count):
-    """Where the count_i (B,) highest scores of row i are, of those `among`. (B, L) -> (B, L)."""
+    """Where the count_i (B,) highest scores of row i are, of those `among`. (B, L) -> bool."""
     rank = score.masked_fill(~among, -torch.inf).argsort(1, descending=True).argsort(1)
     return among & (rank < count[:, None])
 
@@ -297,6 +297,7 @@ def filter_logits(logits, top_k=0, top_p=1.0):
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
         drop = p.cumsum(-1) - p >= top_p  # the mass before it is enough
+        drop[:, 0] = False
         drop = torch.zeros_like(drop).scatter(-1, order, drop)
         logits = logits.masked_fill(drop, -torch.inf)
     return logits
@@ -429,8 +430,8 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
                         top_k, top_p)
     if missing is None:
         missing = x == mask_id
-    if not chooser.by_rate:  # as many steps as tokens, at most: of the rates only the number counts
-        rates = np.linspace(1, 0, 1 + int(missing.sum(1).max()))
+    if not chooser.by_rate:  # as many steps as tokens, at most; nobody looks at their rates
+        rates = [0.0] * (1 + int(missing.sum(1).max()))
     film = [x]
     for k in range(len(rates) - 1):
         hidden = missing & (x == mask_id)

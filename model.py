@@ -175,7 +175,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = {}  # matrices of one shape go through one product
             for p in group["params"]:
-                by_shape.setdefault(p.shape, []).append(p)
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
             for (rows, columns), matrices in by_shape.items():
                 ahead = torch.stack([self.look_ahead(p, group["momentum"]) for p in matrices])
                 lr = group["lr"] * math.sqrt(max(1, rows / columns))

@@ -18,7 +18,7 @@ class Source:
     name: str  # what a log or a page calls it
     texts: list[str]  # documents, captions or transcripts
     load: Callable | None
-    keys: list[str]  # a digest of each item's content: alike for items that are alike
+    keys: list[str]  # a digest of each item's content, the same wherever it is stored
 
     def __len__(self):
         return len(self.texts)

@@ -64,7 +64,8 @@ def reading(path, kind):
         if os.path.islink(path) and not os.path.exists(path):
             raise DataError("a link to a file that is missing, fetch it")
         with open(path, "rb") as file:
-            yield io.BytesIO(file.read())
+            content = file.read()
+        yield io.BytesIO(content)
     except DataError as error:
         raise DataError(f"{quoted(path)}: {error}")
     except Exception as error:  # a broken file makes PIL raise nearly everything

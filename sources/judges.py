@@ -227,8 +227,8 @@ SENTENCES = {
 def parse_passage(text):
     """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
     sentences = text.removesuffix(".").split(". ")
-    kinds, fields = zip(*map(parse_sentence, sentences))
-    return kinds, fields
+    parsed = [parse_sentence(sentence) for sentence in sentences]
+    return tuple(kind for kind, _ in parsed), [found for _, found in parsed]
 
 
 def parse_sentence(sentence):

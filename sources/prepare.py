@@ -166,7 +166,7 @@ def encode(source, tokenizers):
         encoded = []
         starts = range(0, len(source), BATCH)
         for i in tqdm(starts, desc=f"encoding {source.kind}", leave=False):
-            at = range(len(source))[i:i + BATCH]
+            at = range(i, min(i + BATCH, len(source)))
             encoded += tokenizers[modality].encode(samples_of(source, modality, at))
         codes.append(encoded)
     return codes

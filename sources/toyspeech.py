@@ -111,16 +111,19 @@ VOICES = {
     "soprano": (205, 1.0, 1.16, 0.02),
 }
 
-PHONEMES = {}  # {phoneme: list of its segments, nine numbers each}
-for line in SEGMENTS.strip().splitlines()[1:]:
-    name, *values = line.split()
-    row = tuple(map(float, values))
-    PHONEMES.setdefault(name, []).append(row + REST[len(row):])
 
-LEXICON = {}  # {word: its phonemes in one string}
-for entry in " ".join(WORDS.split()).split(", "):
-    word, spelling = entry.split(": ")
-    LEXICON[word] = spelling
+def read_segments(text):
+    """SEGMENTS -> {phoneme: list of its segments, nine numbers each}."""
+    table = {}
+    for line in text.strip().splitlines()[1:]:
+        name, *values = line.split()
+        row = tuple(map(float, values))
+        table.setdefault(name, []).append(row + REST[len(row):])
+    return table
+
+
+PHONEMES = read_segments(SEGMENTS)
+LEXICON = dict(entry.split(": ") for entry in " ".join(WORDS.split()).split(", "))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ for entry in " ".join(WORDS.split()).split(", "):
 
 
 def all_phrases(split):
-    """The things and the numbers of a split -> two lists of phrases. Every seventh is unseen."""
+    """The things and the numbers of a split -> two lists of phrases. See UNSEEN."""
     pairs = [pair for (pair,) in kinds(1, split)]
     things = [f"a {size} {colour} {shape}" for size in SIZES for colour, shape in pairs]
     numbers = [NUMBERS[n] for n in range(1, 100) if (n % 7 == 0) == (split == "unseen")]
@@ -262,7 +265,7 @@ def sound(track, noise):
     Every filter has unit root mean square gain, so a level means the same for all phonemes.
     """
     formants, levels, band = np.split(track[:, :10].astype(np.float32), (5, 8), axis=1)
-    pitch, lines = track[:, 10:].T
+    pitch, lines = track[:, 10:].T  # the columns stand in `articulate`
     f = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE).astype(np.float32)  # (bins,) Hz
     source = harmonics(pitch, lines)
     hiss = spectra(noise.standard_normal(len(source)))  # (F, bins)
@@ -271,15 +274,16 @@ def sound(track, noise):
     tract = resonances(formants, f)  # (F, bins)
     gain = tract.real ** 2 + tract.imag ** 2
     centre, width = band.T[:, :, None]
-    band = np.exp(-0.5 * ((f - centre) / width) ** 2)
+    hill = np.exp(-0.5 * ((f - centre) / width) ** 2)
 
     voice, breath, hissing = levels.T
-    voice = voice / np.sqrt(lines.astype(np.float32) / 2 * (gain @ tilt ** 2) / len(f))
+    power = lines.astype(np.float32) / 2  # of so many sines
+    voice = voice / np.sqrt(power * (gain @ tilt ** 2) / len(f))
     breath = breath / np.sqrt(gain.mean(1))
-    hissing = hissing / np.sqrt((band ** 2).mean(1))
+    hissing = hissing / np.sqrt((hill ** 2).mean(1))
     voiced = spectra(source) * tilt * voice[:, None]
     breathy = hiss * breath[:, None]
-    return overlap_add(tract * (voiced + breathy) + hiss * band * hissing[:, None])
+    return overlap_add(tract * (voiced + breathy) + hiss * hill * hissing[:, None])
 
 
 def speak_chunk(said, noise):

@@ -21,8 +21,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 KINDS = tuple(itertools.product(COLOURS, SHAPES))  # 30 pairs (colour, shape)
-# Those that the split "seen" never shows, one of each colour. It never says every seventh number.
-UNSEEN = set(zip(COLOURS, "circle triangle cross square star circle".split()))
+# Those that the split "seen" never shows, one of each colour. Nor does it say a multiple of seven.
+UNSEEN = set(zip(COLOURS, "circle triangle cross square star circle".split(), strict=True))
 SIZES = ("small", "large")
 RADIUS = {"small": 5, None: 6, "large": 9}  # pixels. None: one of two things, whose size is unsaid
 BACKGROUNDS = {

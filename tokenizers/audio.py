@@ -161,7 +161,7 @@ def griffin_lim(net, magnitudes, rounds=32):
 def padded(wave, config):
     """A wave (samples,) as a float32 tensor (1, S) of whole code steps, with zeros at its end."""
     missing = -len(wave) % config.step
-    return F.pad(torch.tensor(wave, dtype=torch.float32), (0, missing))[None]
+    return torch.from_numpy(np.pad(np.float32(wave), (0, missing)))[None]
 
 
 def train(waves, config, steps, seed=0, device="cpu"):

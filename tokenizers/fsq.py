@@ -41,7 +41,8 @@ class FSQ(nn.Module):
     def digits(self, z):
         """Latents (..., d) -> whole floats in 0..levels-1, with the gradient of squash()."""
         squashed = self.squash(z)
-        digits = torch.minimum(squashed.round(), self.levels - 1)  # a sigmoid of 1 gives `levels`
+        # halves round to even: -0.5 to 0; a sigmoid of 1 gives `levels`
+        digits = torch.minimum(squashed.round(), self.levels - 1)
         return squashed + (digits - squashed).detach()
 
     def centred(self, digits):
