@@ -25,7 +25,7 @@ def test_fsq_ids_are_mixed_radix_numbers_and_every_code_is_reachable():
         ids = torch.arange(len(digits))
         assert torch.equal(q.look_up(ids), q.centred(digits))
         z = torch.logit((digits + 0.5) / q.levels) / 1.7  # in the middle of each level
-        assert torch.equal(q.ids(z), ids)
+        assert torch.equal(q.codes(z), ids)
         assert q.centred(digits).aminmax() == (-1, 1)
     assert fsq.usage(np.array([0, 0, 3, 3])) == (2, pytest.approx(2))
     # levels are the nearest, and all are used alike

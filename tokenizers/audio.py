@@ -1,4 +1,4 @@
-"""Speech <-> ids: a small spectrogram autoencoder with FSQ, and a vocoder that finds phases.
+"""Speech <-> codes: a small spectrogram autoencoder with FSQ, and a vocoder that finds phases.
 
 Encoder: log-mel frames -> convolutions -> one latent for every `stride` frames -> `groups` codes,
 side by side in the stream. Decoder: codes -> convolutions -> the magnitudes of every frame. Phases
@@ -131,9 +131,9 @@ class Net(nn.Module):
         z = z[..., :mel.shape[-1] // self.stride].mT
         return z.unflatten(-1, (self.groups, -1))
 
-    def decode(self, codes):
+    def decode(self, seen):
         """What FSQ makes of (B, steps, groups, d) -> natural log of magnitudes (B, bins, T)."""
-        y = self.decoder(codes.flatten(2).mT)
+        y = self.decoder(seen.flatten(2).mT)
         return y * self.scale + self.line_mean[:, None]
 
 
@@ -197,7 +197,7 @@ def train(waves, config, steps, seed=0, device="cpu"):
 
 
 class Tokenizer(fsq.Codec):
-    """Float waves (samples,) <-> ids (steps groups,), the groups of a step side by side."""
+    """Float waves (samples,) <-> codes (steps groups,), the groups of a step side by side."""
 
     kind = "audio"
     Config = AudioConfig
@@ -213,27 +213,27 @@ class Tokenizer(fsq.Codec):
         """List of float waves (samples,) -> list of int32 (steps groups,)."""
         out = []
         for wave in samples:
-            ids = self.net.fsq.ids(self.net.encode(self.mel(wave)))  # (1, steps, groups)
-            out.append(ids.flatten().int().cpu().numpy())
+            codes = self.net.fsq.codes(self.net.encode(self.mel(wave)))  # (1, steps, groups)
+            out.append(codes.flatten().int().cpu().numpy())
         return out
 
     @torch.inference_mode()
     def magnitudes(self, codes):
-        """List of ids -> list of magnitude spectra (bins, T), before the vocoder."""
+        """List of codes -> list of magnitude spectra (bins, T), before the vocoder."""
         out = []
-        for ids in codes:
-            if not len(ids):
-                ids = np.zeros(self.groups, int)  # an empty clip is one step
-            if len(ids) % self.groups:
-                raise ValueError(f"a clip is whole steps of {self.groups} ids, got {len(ids)} ids")
-            seen = self.look_up(ids).unflatten(0, (1, -1, self.groups))
+        for row in codes:
+            if not len(row):
+                row = np.zeros(self.groups, int)  # an empty clip is one step
+            if len(row) % self.groups:
+                raise ValueError(f"a clip is whole steps of {self.groups} codes, got {len(row)}")
+            seen = self.look_up(row).unflatten(0, (1, -1, self.groups))
             lines = self.net.decode(seen)[0]
             out.append((lines.exp() - FLOOR).clamp(min=0))
         return out
 
     @torch.inference_mode()
     def decode(self, codes):
-        """List of ids (steps groups,) -> list of float32 waves (steps stride hop,)."""
+        """List of codes (steps groups,) -> list of float32 waves (steps stride hop,)."""
         waves = [griffin_lim(self.net, magnitudes) for magnitudes in self.magnitudes(codes)]
         return [wave.clamp(-1, 1).cpu().numpy() for wave in waves]
 

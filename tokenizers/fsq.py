@@ -17,7 +17,7 @@ from tqdm import trange
 import files
 from files import DataError
 
-from . import row_of_ids
+from . import row_of_codes
 
 
 class FSQ(nn.Module):
@@ -61,13 +61,13 @@ class FSQ(nn.Module):
         """
         return (self.squash(z) - self.digits(z).detach()).square().mean()
 
-    def ids(self, z):
-        """Latents (..., d) -> ids (...), int64. The first channel is the least significant."""
+    def codes(self, z):
+        """Latents (..., d) -> codes (...), int64. The first channel is the least significant."""
         return (self.digits(z).round().long() * self.places).sum(-1)
 
-    def look_up(self, ids):
+    def look_up(self, codes):
         """Ids (...) -> what a decoder sees, (..., d)."""
-        return self.centred(ids[..., None] // self.places % self.levels)
+        return self.centred(codes[..., None] // self.places % self.levels)
 
 
 def checked(levels):
@@ -80,10 +80,10 @@ def checked(levels):
     return levels
 
 
-def usage(ids):
-    """(codes used, perplexity) of ids (n,). They are equal if all used codes are as frequent."""
-    _, counts = np.unique(ids, return_counts=True)
-    share = counts / len(ids)
+def usage(codes):
+    """(codes used, perplexity) of codes (n,). They are equal if all used codes are as frequent."""
+    _, counts = np.unique(codes, return_counts=True)
+    share = counts / len(codes)
     return len(share), np.exp(-(share * np.log(share)).sum())
 
 
@@ -161,15 +161,15 @@ class Codec:
             codec.net.load_state_dict(saved["weights"])
         return codec
 
-    def look_up(self, ids):
+    def look_up(self, codes):
         """Ids (n,) -> what a decoder sees, (n, d) on the device."""
-        ids = torch.from_numpy(row_of_ids(ids, self.size))
-        return self.net.fsq.look_up(ids.to(self.device))
+        codes = torch.from_numpy(row_of_codes(codes, self.size))
+        return self.net.fsq.look_up(codes.to(self.device))
 
     def figures(self, codes):
-        """What a list of ids costs, and how many codes it uses (the mean over groups)."""
-        ids = np.concatenate(codes).reshape(-1, self.groups)
-        used, perplexity = np.mean([usage(column) for column in ids.T], 0)
-        length = ids.size / len(codes)
+        """What a list of codes costs, and how many of them it uses (the mean over groups)."""
+        steps = np.concatenate(codes).reshape(-1, self.groups)
+        used, perplexity = np.mean([usage(column) for column in steps.T], 0)
+        length = steps.size / len(codes)
         return {"size": self.size, "used": float(used), "perplexity": float(perplexity),
                 "tokens_per_item": length, "bits_per_item": length * math.log2(self.size)}

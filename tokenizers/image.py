@@ -1,4 +1,4 @@
-"""Picture <-> ids: a palette, and a small convolutional autoencoder with FSQ, trained here.
+"""Picture <-> codes: a palette, and a small convolutional autoencoder with FSQ, trained here.
 
 A picture becomes a few tokens for its main colours, its palette, and one token for each square of
 patch x patch pixels that says where in the square which of these colours lies. A 32x32 picture has
@@ -207,9 +207,9 @@ class Net(nn.Module):
         squares = self.encoder(F.pixel_unshuffle(parts, self.patch))
         return self.colour_encoder(colours), squares.movedim(1, -1)
 
-    def decode_squares(self, codes):
+    def decode_squares(self, seen):
         """What FSQ makes of latents (B, h, w, d) -> shares of the colours, logits (B, K, H, W)."""
-        return F.pixel_shuffle(self.decoder(codes.movedim(-1, 1)), self.patch)
+        return F.pixel_shuffle(self.decoder(seen.movedim(-1, 1)), self.patch)
 
 
 def blend(logits, colours):
@@ -256,9 +256,9 @@ def train(images, config, steps, seed=0, device="cpu"):
         colours = palettes[torch.from_numpy(rows).to(device)]  # (B, K, C)
         parts = shares(x, colours)  # (B, K, H, W)
         latents = net.encode(colours, parts)
-        codes = [net.fsq(z) for z in latents]
-        decoded = net.colour_decoder(codes[0])
-        logits = net.decode_squares(codes[1])
+        seen = [net.fsq(z) for z in latents]
+        decoded = net.colour_decoder(seen[0])
+        logits = net.decode_squares(seen[1])
         error = (blend(logits, decoded) - x).square().mean()
         # the error of the pixels alone can settle on one grey and one square for all pictures
         colour_error = (decoded - colours).square().mean()
@@ -271,7 +271,7 @@ def train(images, config, steps, seed=0, device="cpu"):
 
 
 class Tokenizer(fsq.Codec):
-    """uint8 (H, W, C) <-> ids (K + h w,): the palette, then the squares row by row."""
+    """uint8 (H, W, C) <-> codes (K + h w,): the palette, then the squares row by row."""
 
     kind = "image"
     Config = ImageConfig
@@ -285,21 +285,21 @@ class Tokenizer(fsq.Codec):
             x = to_float(np.stack(batch), self.device)
             colours = palette(x, self.config.colours)
             latents = self.net.encode(colours, shares(x, colours))
-            ids = [self.net.fsq.ids(z).flatten(1) for z in latents]  # (B, K), (B, h w)
-            out.extend(torch.cat(ids, 1).int().cpu().numpy())
+            codes = [self.net.fsq.codes(z).flatten(1) for z in latents]  # (B, K), (B, h w)
+            out.extend(torch.cat(codes, 1).int().cpu().numpy())
         return out
 
     @torch.inference_mode()
     def decode(self, codes):
-        """List of ids (K + h w,) -> list of uint8 (H, W, C)."""
+        """List of codes (K + h w,) -> list of uint8 (H, W, C)."""
         count = self.config.colours
         length = count + math.prod(self.config.grid)
-        for ids in codes:
-            if len(ids) != length:
-                raise ValueError(f"a picture is {length} ids, got {len(ids)}")
+        for row in codes:
+            if len(row) != length:
+                raise ValueError(f"a picture is {length} codes, got {len(row)}")
         out = []
         for batch in batches(codes):
-            seen = torch.stack([self.look_up(ids) for ids in batch])  # (B, K + h w, d)
+            seen = torch.stack([self.look_up(row) for row in batch])  # (B, K + h w, d)
             colours = self.net.colour_decoder(seen[:, :count]).clamp(-1, 1)
             squares = seen[:, count:].unflatten(1, self.config.grid)
             x = blend(self.net.decode_squares(squares), colours)
@@ -307,14 +307,14 @@ class Tokenizer(fsq.Codec):
         return out
 
     @torch.inference_mode()
-    def colours_of(self, ids):
-        """Ids (n,) of a palette -> its colours, uint8 (n, C)."""
-        return to_uint8(self.net.colour_decoder(self.look_up(ids)))
+    def colours_of(self, codes):
+        """Codes (n,) of a palette -> its colours, uint8 (n, C)."""
+        return to_uint8(self.net.colour_decoder(self.look_up(codes)))
 
     @torch.inference_mode()
-    def shares_of(self, ids):
-        """Ids (h w,) of a picture's squares -> share of each colour in each pixel, (H, W, K)."""
-        squares = self.look_up(ids).unflatten(0, (1, *self.config.grid))
+    def shares_of(self, codes):
+        """Codes (h w,) of a picture's squares -> share of each colour in each pixel, (H, W, K)."""
+        squares = self.look_up(codes).unflatten(0, (1, *self.config.grid))
         share = self.net.decode_squares(squares).softmax(1)[0]
         return share.movedim(0, -1).cpu().numpy()
 
@@ -341,14 +341,14 @@ def main():
     tokenizer = load(args.tokenizer)
     config = tokenizer.config
     picture = open_picture(args.file, config.side, config.channels)
-    ids = tokenizer.encode([picture])[0]
-    again = tokenizer.decode([ids])[0]
+    codes = tokenizer.encode([picture])[0]
+    again = tokenizer.decode([codes])[0]
     both = np.hstack([picture, again]).squeeze()
     path = Path("out", Path(args.file).stem + "-decoded.png")
     with files.whole(path) as temporary:
         Image.fromarray(both).save(temporary, "png")
-    print("palette:", ids[:config.colours])
-    print("squares:", ids[config.colours:].reshape(config.grid), sep="\n")
+    print("palette:", codes[:config.colours])
+    print("squares:", codes[config.colours:].reshape(config.grid), sep="\n")
     print(f"{psnr(picture, again):.2f} dB; both are in {files.quoted(path)}")
 
 

@@ -1,4 +1,4 @@
-"""Text <-> ids: byte-level byte-pair encoding, learnt here and run by tiktoken.
+"""Text <-> codes: byte-level byte-pair encoding, learnt here and run by tiktoken.
 
 The vocabulary starts as the 256 byte values, so every Unicode string has an exact encoding. To
 train, find the adjacent pair of tokens that is most frequent inside pieces of text, give it a new
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import files
 
-from . import row_of_ids
+from . import row_of_codes
 
 LONGEST = 32  # characters in a piece
 BASE = 2**32  # the pair of ids a, b is kept as a BASE + b, which sorts like (a, b)
@@ -143,7 +143,7 @@ def load(path):
 
 
 class Tokenizer:
-    """str <-> ids in 0..size-1. Ids below 256 are bytes."""
+    """str <-> codes in 0..size-1. Codes below 256 are bytes."""
 
     groups = 1
 
@@ -165,11 +165,11 @@ class Tokenizer:
         return [np.array(self.bpe.encode_ordinary(text), np.int32) for text in samples]
 
     def decode(self, codes):
-        """List of ids (tokens,) -> list of str. Bytes that are not UTF-8 become U+FFFD."""
+        """List of codes (tokens,) -> list of str. Bytes that are not UTF-8 become U+FFFD."""
         out = []
-        for ids in codes:
-            ids = row_of_ids(ids, self.size)
-            out.append(self.bpe.decode_bytes(ids.tolist()).decode("utf-8", "replace"))
+        for row in codes:
+            row = row_of_codes(row, self.size)
+            out.append(self.bpe.decode_bytes(row.tolist()).decode("utf-8", "replace"))
         return out
 
     def save(self, path):
@@ -179,11 +179,11 @@ class Tokenizer:
     def report(self, samples):
         """Figures on texts."""
         codes = self.encode(samples)
-        ids = np.concatenate(codes)
+        tokens = np.concatenate(codes)
         return {
             "items": len(codes),
             "size": self.size,
-            "used": len(np.unique(ids)),
-            "tokens_per_item": len(ids) / len(codes),
-            "bytes_per_token": sum(len(text.encode()) for text in samples) / max(1, len(ids)),
+            "used": len(np.unique(tokens)),
+            "tokens_per_item": len(tokens) / len(codes),
+            "bytes_per_token": sum(len(text.encode()) for text in samples) / max(1, len(tokens)),
         }
