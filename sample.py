@@ -666,8 +666,10 @@ def main():
                 watch.replay(run, [ids[row] for ids in stage.film])
         texts = [stage.outputs["text"][row] for stage in stages]
         print(files.printable(" -> ".join(texts)))
-    wrote = ", ".join(map(files.quoted, paths))
-    print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {wrote}")
+    wrote = [files.quoted(path) for path in paths]
+    if len(wrote) > 6:
+        wrote[3:-1] = ["..."]
+    print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {', '.join(wrote)}")
 
 
 if __name__ == "__main__":
