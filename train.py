@@ -128,7 +128,7 @@ class Config:
                               number(int, 256, 2 ** 20))
     image_tokenizer: dict = setting({}, 'changes, as {"patch": 4, "colours": 4}', json_object)
     speech_tokenizer: dict = setting({}, 'changes, as {"stride": 8, "groups": 4}', json_object)
-    image_steps: int = setting(550, "training steps of the image tokenizer", number(int, 1))
+    image_steps: int = setting(1100, "training steps of the image tokenizer", number(int, 1))
     speech_steps: int = setting(2000, "training steps of the speech tokenizer", number(int, 1))
 
     schedule: str = setting("linear", "linear, cosine or poly:P")
