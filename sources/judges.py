@@ -226,9 +226,13 @@ SENTENCES = {
 
 def parse_passage(text):
     """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
-    sentences = text.removesuffix(".").split(". ")
-    parsed = [parse_sentence(sentence) for sentence in sentences]
-    return tuple(kind for kind, _ in parsed), [found for _, found in parsed]
+    kinds = []
+    fields = []
+    for sentence in text.removesuffix(".").split(". "):
+        kind, found = parse_sentence(sentence)
+        kinds.append(kind)
+        fields.append(found)
+    return tuple(kinds), fields
 
 
 def parse_sentence(sentence):

@@ -92,7 +92,8 @@ def make_template(phrase, voice, wave):
     frames = segment_frames(segments(phrase), voice, NEUTRAL)
     of_frame = np.repeat(of_segment, frames)
     at = np.rint(centre / HOP).astype(int) - 1  # the synthesiser's frame k is at hop k + 1
-    return Template(phrase, x, of_frame[at.clip(0, len(of_frame) - 1)])
+    at = at.clip(0, len(of_frame) - 1)
+    return Template(phrase, x, of_frame[at])
 
 
 @functools.cache
