@@ -208,7 +208,7 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
         u = u.repeat_interleave(alike, 0).to(ids.device)                  # (B, L)
         share = share.repeat_interleave(alike).to(ids.device)             # (B,)
         k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
-        hidden = highest(-u, noised, k)                                   # (B, L)
+        hidden = highest(-u, noised, k)  # (B, L), k of them at random
         x = ids.masked_fill(hidden, mask_id)
         nll = token_nll(predict(x, hidden), ids[hidden], low[hidden], high[hidden])  # (M,)
         row = hidden.nonzero()[:, 0]                                      # (M,)

@@ -668,7 +668,7 @@ def main():
         print(files.printable(" -> ".join(texts)))
     wrote = [files.quoted(path) for path in paths]
     if len(wrote) > 6:
-        wrote[3:-1] = ["..."]
+        wrote = [*wrote[:3], "...", wrote[-1]]
     print(f"{made.nfe:.0f} evaluations a sample, {made.seconds:.2f} s; wrote {', '.join(wrote)}")
 
 

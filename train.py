@@ -429,6 +429,22 @@ class Training:
         first, last = (len(batch.x) * r // world_size() for r in (rank(), rank() + 1))
         return batch.rows(first, last)
 
+    def upcoming(self, step):
+        """Yield the batches from a step on, on the device. Beside a GPU the next one is made ahead.
+        On a CPU a second thread costs more than it saves: both want the interpreter and the cores.
+        """
+        if self.device.type == "cpu":
+            while True:
+                yield self.batch(step)
+                step += 1
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.batch, step)
+            while True:
+                batch = coming.result()
+                step += 1
+                coming = ahead.submit(self.batch, step)
+                yield batch.to(self.device)
+
     def optimizers(self, rule):
         return models.make_optimizers(self.net, rule, self.config.optimizer, self.dtype)
 
@@ -436,14 +452,10 @@ class Training:
         """Seconds of a step, measured on steps that are taken back."""
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
         optimizers = self.optimizers(batch_rule(self.tokens, BASE["tokens"], self.config))
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.batch, 0)
-            for step in range(steps):
-                if step == 2:  # the first ones compile
-                    start = time.perf_counter()
-                batch = coming.result().to(self.device)
-                coming = ahead.submit(self.batch, step + 1)
-                train_step(self.net, optimizers, batch, self.config, self.autocast)
+        for step, batch in zip(range(steps), self.upcoming(0)):
+            if step == 2:  # the first ones compile
+                start = time.perf_counter()
+            train_step(self.net, optimizers, batch, self.config, self.autocast)
         seconds = (time.perf_counter() - start) / (steps - 2)
         self.net.load_state_dict(before)
         return seconds
@@ -532,11 +544,10 @@ def train(config, folder, stream, documents, device):
     kept = f"the last good state, if there is one, is {files.quoted(checkpoint)}"
     spent = plan.seconds
     lap = (step, time.perf_counter())
-    with ThreadPoolExecutor(1) as ahead, stop_signal() as stopped, log, bar:
-        coming = ahead.submit(training.batch, step)  # made while the network works
+    coming = training.upcoming(step)
+    with stop_signal() as stopped, log, bar:
         while step < plan.steps:
-            batch = coming.result().to(device)
-            coming = ahead.submit(training.batch, step + 1)
+            batch = next(coming)
             set_rates(optimizers, lr_factor(plan.at(step), plan.warmup))
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
