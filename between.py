@@ -1,7 +1,7 @@
 """From speech to pictures and back: what becomes of the text between two tasks (our choice).
 
-Speech says "a small red circle", a caption "a small red circle on white". So what was heard becomes
-the beginning of a caption, and of a caption only that is said which speech would say.
+Speech says "a small red circle", a caption "a small red circle on white". So what was heard begins
+a caption, and of a caption only the part is said that speech would say.
 """
 import torch
 

@@ -51,9 +51,9 @@ HEAD = 2  # a document begins with its task token and a boundary token
 ROUND = 8  # texts are filled with ends to a multiple, so that their extent hides their length
 
 
-def rng(seed, *stream):
-    """A counter-based generator: a pure function of seed and stream numbers."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+def rng(seed, *numbers):
+    """A counter-based generator: a pure function of the seed and these numbers."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *numbers])))
 
 
 def round_up(n, multiple):
@@ -191,7 +191,7 @@ class Stream:
         longest = self.slots["text"][0]
         end = self.ranges("text", 0)[1] - 1
         ids = np.append(self.to_ids("text", codes), end)
-        head = self.document("text", [[]], [1])[:HEAD]
+        head = self.document("text", [None], [0])  # task and boundary token
         documents = []
         for i in range(0, len(ids), longest):
             piece = ids[i:i + longest]
@@ -288,12 +288,12 @@ def fit_rows(documents, length):
     """
     lengths = np.array([len(ids) for ids in documents], int)
     room = np.full(len(lengths), length)  # an empty row has most room, so it is the last choice
-    places = np.zeros((len(lengths), 2), int)
+    spots = np.zeros((len(lengths), 2), int)
     for i in np.argsort(-lengths, kind="stable"):
         row = np.where(room >= lengths[i], room, length + 1).argmin()
-        places[i] = row, length - room[row]
+        spots[i] = row, length - room[row]
         room[row] -= lengths[i]
-    return places, int((room < length).sum())
+    return spots, int((room < length).sum())
 
 
 class Batches:
@@ -311,8 +311,8 @@ class Batches:
         self.count, self.length = self.shape()
 
     def shuffled(self, kind, epoch):
-        stream = rng(self.seed, 1, list(KINDS).index(kind), epoch)
-        return stream.permutation(len(self.documents[kind]))
+        random = rng(self.seed, 1, list(KINDS).index(kind), epoch)
+        return random.permutation(len(self.documents[kind]))
 
     def drawn(self, step):
         """The documents of a step."""
@@ -338,9 +338,9 @@ class Batches:
     def __call__(self, step):
         """Rows (count, length) of ids. What finds no room in them waits for another epoch."""
         chosen = self.drawn(step)
-        places, _ = fit_rows(chosen, self.length)
+        spots, _ = fit_rows(chosen, self.length)
         rows = np.full((self.count, self.length), PAD, np.int64)
-        for ids, (row, start) in zip(chosen, places):
+        for ids, (row, start) in zip(chosen, spots):
             if row < self.count:
                 rows[row, start:start + len(ids)] = ids
         return torch.from_numpy(rows)
@@ -351,7 +351,7 @@ POSITION = torch.tensor([KINDS[kind].index(modality) for kind, modality in MEMBE
 
 
 def document_noise(kind, config, random):
-    """Times (N,) and roles (N, S) of documents of these kinds (N,).
+    """Times (N,) and roles (N, S) of documents. kind (N,): their indices in KINDS.
 
     Times are stratified within a kind. How a pair is noised is drawn from config.modes. time_power
     replaces t by t^p in a mode: below 1 it sees higher mask rates, where short answers are
@@ -369,7 +369,7 @@ def document_noise(kind, config, random):
             mode[at] = modes.index("joint")
         else:
             t[at] **= power[mode[at]]
-    return torch.from_numpy(t), ROLES[mode][:, POSITION]  # those of other kinds are never read
+    return torch.from_numpy(t), ROLES[mode][:, POSITION]  # columns of other kinds are never read
 
 
 def noised_batch(stream, ids, config, step):

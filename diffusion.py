@@ -2,8 +2,8 @@
 
 Time runs from t=0 (clean) to t=1 (all masked), in training and in sampling. At time t a token is
 still clean with probability alpha(t), independently of all others. 1 - alpha(t) is the mask rate.
-In shapes: B rows of L tokens, N documents in them, S members (data.MEMBERS: the text of an
-image-text document is one), M positions that somebody looks at, V ids.
+In shapes: B rows of L tokens, N documents in them, S columns, one a row of data.MEMBERS (a document
+uses those of its own kind), M positions that somebody looks at, V ids.
 Sources:
   MDLM    arXiv 2406.07524    MD4            arXiv 2406.04329    RADD  arXiv 2406.03736
   LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
@@ -15,7 +15,8 @@ k = 1, 2 masked tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2)
 entropy of the distribution. For an exact network the bound is tight. Revealing both tokens in one
 step gives 00, 01, 10, 11 with probability 1/4 each: total variation 1/2 from the truth. That is
 the factorisation error. With K ancestral steps of equal size both tokens fall into the same step
-with probability 1/K, so the total variation is 1 / (2K). One token a step makes no error.
+with probability 1/K, so the total variation is 1 / (2K). One token a step, chosen before it is
+drawn, makes no error.
 """
 import math
 import re
@@ -34,15 +35,15 @@ T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: with those near 0 the variance
 
 @dataclass(frozen=True)
 class Schedule:
-    alpha: Callable  # t -> probability that a token is clean
-    slope: Callable  # t -> derivative of alpha, at most 0
+    mask_rate: Callable  # t -> 1 - alpha; the difference itself would round small rates to 0
+    slope: Callable      # t -> derivative of the mask rate, at least 0
 
 
 SCHEDULES = {
-    "linear": Schedule(alpha=lambda t: 1 - t, slope=lambda t: -torch.ones_like(t)),
+    "linear": Schedule(mask_rate=lambda t: t, slope=torch.ones_like),
     "cosine": Schedule(
-        alpha=lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)),
-        slope=lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))),
+        mask_rate=lambda t: torch.cos(math.pi / 2 * (1 - t)),
+        slope=lambda t: math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))),
 }
 
 
@@ -52,9 +53,9 @@ def schedule(name):
         return SCHEDULES[name]
     found = re.fullmatch(r"poly:(\d*\.?\d+)", name)
     p = float(found[1]) if found else 0.0
-    if not 0 < p <= 100:  # above, t^p vanishes at T_MIN
-        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 100")
-    return Schedule(alpha=lambda t: 1 - t ** p, slope=lambda t: -p * t ** (p - 1))
+    if not 0 < p <= 20:  # far above, t^p would be 0 in float64
+        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 20")
+    return Schedule(mask_rate=lambda t: t ** p, slope=lambda t: p * t ** (p - 1))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -85,14 +86,15 @@ def noise_levels(t, roles, schedule, complement=False, unweighted=False):
     t: (N,) times. roles: (N, S). The weight is the bound's, -alpha' / mask rate (MDLM eq. 10, MD4
     eq. 5). complement: the levels of the second view, which hides what the first one shows
     (anti-masking): its mask rate is alpha. Each view alone is unbiased for the bound. unweighted
-    (S,) bool: every masked token of these members counts the same at every mask rate, as in
-    MaskGIT. That is no bound. The factor 2 gives it the bound's size where all tokens cost alike.
+    (S,) bool: all mask rates count the same for these members, MaskGIT's loss if the schedule is
+    linear. That is no bound. The factor 2 gives it the bound's size where all tokens cost alike.
     """
     t = t[:, None].clamp(T_MIN, 1 - T_MIN)                                # (N, 1)
-    alpha = schedule.alpha(t)
-    rate = alpha if complement else 1 - alpha
-    weight = -schedule.slope(t) / rate
-    weight = torch.where(torch.as_tensor(unweighted), 2 * weight * rate, weight)  # (N, S)
+    rate = schedule.mask_rate(t)
+    if complement:
+        rate = 1 - rate
+    slope = schedule.slope(t)
+    weight = torch.where(torch.as_tensor(unweighted), 2 * slope, slope / rate)  # (N, S)
     noised = roles == NOISED
     absent = (roles == ABSENT).double()
     return torch.where(noised, rate, absent), noised * weight
@@ -102,9 +104,9 @@ def corrupt(ids, doc, member, rate, weight, u, mask_id, complement=False):
     """The forward process: hide each token with the mask rate of its member in its document.
 
     ids (B, L): clean tokens. doc, member (B, L): indices into rate and weight (N, S); member is -1
-    for tokens that are never hidden. u (B, L): uniforms. complement: hide exactly what the same u
-    shows without it. Returns x_t (B, L); weight (B, L) float32, 0 where a token carries no loss;
-    noised (B, L) bool, all tokens that could have been hidden with loss.
+    for tokens that are never hidden. u (B, L): uniforms. complement: hide those noised tokens that
+    the same u shows without it. Returns x_t (B, L); weight (B, L) float32, 0 where a token carries
+    no loss; noised (B, L) bool, all tokens that could have been hidden with loss.
     """
     free = member >= 0
     at = (doc.clamp(min=0), member.clamp(min=0))
@@ -131,9 +133,9 @@ class Batch:
     target: torch.Tensor  # (B, L) the token to predict
     low: torch.Tensor     # (B, L) first id that may stand there
     high: torch.Tensor    # (B, L) last id, plus one
-    member: torch.Tensor  # (B, L) which term of the loss it belongs to
+    member: torch.Tensor  # (B, L) index into data.MEMBERS
     weight: torch.Tensor  # (B, L) float32, 0: no loss here
-    counts: torch.Tensor  # (S,) tokens of each term that could have carried loss, in all rows
+    counts: torch.Tensor  # (S,) tokens of each member that could have carried loss, in all rows
 
     def rows(self, first, last):
         """Rows first..last. The counts stay those of the whole batch, so that parts add up."""
@@ -147,8 +149,8 @@ class Batch:
 
     def to(self, device):
         # only CUDA stages memory that is not pinned before the copy (pytorch issue 139550)
-        wait = device.type != "cuda"
-        moved = {k: v.to(device, non_blocking=not wait) for k, v in vars(self).items()}
+        ahead = device.type == "cuda"
+        moved = {k: v.to(device, non_blocking=ahead) for k, v in vars(self).items()}
         return Batch(**moved)
 
 
@@ -189,24 +191,24 @@ def highest(score, among, count):
 
 
 @torch.no_grad()
-def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
+def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, copies=1):
     """Estimate the bound on -log p(noised tokens | the others) in nats a row: (B,) float64.
 
     predict(x, where) -> logits (M, V) at the True positions of where (B, L). ids (B, L): clean.
-    noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. alike: so many
+    noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. copies: so many
     rows in succession, G groups in all, get the same masks.
     Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k (LLaDA
     eq. 6, RADD eq. 11).
     """
-    groups = len(ids) // alike
+    groups = len(ids) // copies
     n = noised.sum(1)                                                     # (B,)
     total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
     for _ in range(rounds):
         u = torch.from_numpy(rng.random((groups, ids.shape[1])))          # (G, L)
         order = torch.from_numpy(rng.permutation(groups))  # ties no row to a stratum
         share = stratified_times(groups, rng.random())[order]             # (G,)
-        u = u.repeat_interleave(alike, 0).to(ids.device)                  # (B, L)
-        share = share.repeat_interleave(alike).to(ids.device)             # (B,)
+        u = u.repeat_interleave(copies, 0).to(ids.device)                  # (B, L)
+        share = share.repeat_interleave(copies).to(ids.device)             # (B,)
         k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
         hidden = highest(-u, noised, k)  # (B, L), k of them at random
         x = ids.masked_fill(hidden, mask_id)
@@ -221,7 +223,7 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, alike=1):
 
 
 @dataclass
-class Denoiser:
+class Proposer:
     """What the network says of masked tokens, and draws from it."""
     predict: Callable          # (x (b, L), where (b, L)) -> logits (M, V)
     low: torch.Tensor          # (B, L) each position's ids
@@ -257,7 +259,7 @@ class Denoiser:
         """Draw a token at every True position of where (B, L).
 
         Returns tokens, log-probability and entropy, (B, L) each; x, 0 and 0 outside where. The
-        last two are the network's: before temperature, top-k and top-p.
+        last two are with guidance, before temperature, top-k and top-p.
         """
         tokens = x.clone()
         logp = torch.zeros(x.shape, device=x.device)
@@ -312,8 +314,8 @@ class Step:
     """What a sampler may look at in a step."""
     hidden: torch.Tensor   # (B, L) bool: still masked
     missing: torch.Tensor  # (B, L) bool: masked at the start
-    rate: float            # mask rate before the step
-    next_rate: float       # and after it
+    rate: float            # m_t, the mask rate before the step from t to s
+    next_rate: float       # m_s, after it; alpha_t = 1 - m_t
     remaining: float       # share of the steps that is left after it
     generator: torch.Generator
     logp: torch.Tensor = None     # (B, L) of the proposals, where it needs them
@@ -324,8 +326,8 @@ class Step:
 
 
 def ancestral(s):
-    """Each masked token is revealed with probability (m_t - m_s) / m_t, m the mask rate (MDLM
-    eq. 7). Exact in the limit of many steps; tokens of one step are independent."""
+    """Each masked token is revealed with probability (m_t - m_s) / m_t (MDLM eq. 7). Exact in the
+    limit of many steps; tokens of one step are independent."""
     return s.hidden & (s.uniform() < (s.rate - s.next_rate) / s.rate)
 
 
@@ -407,7 +409,7 @@ SAMPLERS = {
 def mask_rates(grid, steps):
     """Mask rates of a sampling grid, steps + 1 floats from 1 to 0. grid: a schedule's name."""
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    rates = (1 - schedule(grid).alpha(t)).tolist()
+    rates = schedule(grid).mask_rate(t).tolist()
     return [1.0, *rates[1:-1], 0.0]  # cos(pi / 2) is not quite 0
 
 
@@ -426,7 +428,7 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     chooser = SAMPLERS[sampler]
     rates = mask_rates(grid, steps)
     generator = torch.Generator(x.device).manual_seed(seed)
-    denoiser = Denoiser(predict, low, high, mask_id, condition, guidance, generator, temperature,
+    proposer = Proposer(predict, low, high, mask_id, condition, guidance, generator, temperature,
                         top_k, top_p)
     if missing is None:
         missing = x == mask_id
@@ -440,21 +442,21 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
         remaining = 1 - (k + 1) / (len(rates) - 1)
         s = Step(hidden, missing, rates[k], rates[k + 1], remaining, generator)
         if chooser.needs_proposals:
-            tokens, s.logp, s.entropy = denoiser.propose(x, hidden)
+            tokens, s.logp, s.entropy = proposer.propose(x, hidden)
             reveal = chooser.choose(s, **options)
         else:  # then nothing is asked where nothing is revealed (MDLM's cache)
             reveal = chooser.choose(s, **options)
-            tokens, _, _ = denoiser.propose(x, reveal)
+            tokens, _, _ = proposer.propose(x, reveal)
         x = torch.where(reveal, tokens, x)
         if chooser.mask_again:
             x = x.masked_fill(chooser.mask_again(s, **options), mask_id)
         film.append(x)
-    for x in repair(denoiser, x, missing, correct):
+    for x in repair(proposer, x, missing, correct):
         film.append(x)
-    return x, denoiser.nfe, film if record else []
+    return x, proposer.nfe, (film if record else [])
 
 
-def repair(denoiser, x, missing, rounds, parts=8):
+def repair(proposer, x, missing, rounds, parts=8):
     """Repair finished rows: hide the worst token, draw it again (after arXiv 2407.21243).
 
     Yields x after each round. The worst token is the one furthest below the likeliest token at its
@@ -465,20 +467,20 @@ def repair(denoiser, x, missing, rounds, parts=8):
     settled = torch.zeros_like(missing[:, 0])                             # (B,)
     for _ in range(rounds):
         # the same places in all rows, so that rows that agree are asked the same
-        order = uniform(x.shape[1:], denoiser.generator).expand(x.shape)
+        order = uniform(x.shape[1:], proposer.generator).expand(x.shape)
         order = order.masked_fill(~missing, 2.0).argsort(1).argsort(1)    # (B, L)
         lack = torch.zeros(x.shape, device=x.device)
         for part in range(parts):
             where = missing & (order % parts == part) & ~settled[:, None]
             if where.any():
-                logits = denoiser.logits(x.masked_fill(where, denoiser.mask_id), where)  # (M, V)
+                logits = proposer.logits(x.masked_fill(where, proposer.mask_id), where)  # (M, V)
                 own = logits.gather(-1, x[where][:, None])[:, 0]          # (M,)
                 lack[where] = logits.amax(-1) - own
         settled = settled | (lack.amax(1) <= 0)
         if settled.all():
             return
         worst = highest(lack, missing, (~settled).long())
-        x, _, _ = denoiser.propose(x.masked_fill(worst, denoiser.mask_id), worst)
+        x, _, _ = proposer.propose(x.masked_fill(worst, proposer.mask_id), worst)
         yield x
 
 

@@ -194,15 +194,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all flags)")
 
 
-def number(kind, least, most=math.inf):
-    """A type of flag: a finite number of this kind from least to most."""
+def number(numeric, least, most=math.inf):
+    """A type of flag: a finite number from least to most. numeric: int or float."""
     def parse(text):
-        value = kind(text)
-        if not least <= value <= most or not math.isfinite(value):
+        value = numeric(text)
+        if not least <= value <= most or value == math.inf:  # nan is not between, either
             end = f" to {most:g}" if math.isfinite(most) else " up"
             raise argparse.ArgumentTypeError(f"{text} is not from {least:g}{end}")
         return value
-    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    parse.__name__ = numeric.__name__  # argparse names it where the text is no number
     return parse
 
 

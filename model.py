@@ -3,8 +3,8 @@
 One bidirectional network reads one stream of discrete tokens. It is told nothing about the noise
 level: the share of masked tokens shows it (RADD, arXiv 2406.03736, eq. 12; the tri-modal paper,
 arXiv 2602.21472, has no time input either). Not known of the paper and our choice: RMSNorm before
-each block and on queries and keys, rotary positions, SwiGLU, no biases, untied tables, head size,
-MLP ratio, the table of places.
+attention and MLP and on queries and keys, rotary positions, SwiGLU, no biases, untied tables, head
+size, MLP ratio, the table of places.
 """
 import math
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 
 # Multipliers on the base settings, tuned at the base shape (ours): learning rate, decay, and the
-# standard deviation of the initial values in units of 1 / sqrt(base fan-in); embeddings in ones.
+# standard deviation of the initial values: of embeddings itself, else x sqrt(base fan-in).
 MULTIPLIERS = {  #  lr    decay  init_std
     "embedding":   (20.0, 0.0,   1.0),   # a row is rarely met: at 1 it would stay random
     "hidden":      (1.0,  1.0,   0.4),
@@ -203,7 +203,8 @@ def make_optimizers(model, rule, name="muon", dtype=torch.float32):
     if name == "muon":
         groups.remove(hidden)
         config = model.config
-        lr = rule["muon_lr"] * config.depth_ratio ** (config.alpha - 1)
+        lr_multiplier, _, _ = MULTIPLIERS["hidden"]
+        lr = rule["muon_lr"] * lr_multiplier * config.depth_ratio ** (config.alpha - 1)
         decay = hidden["weight_decay"] * hidden["lr"] / lr
         matrices = dict(name="hidden", params=hidden["params"], lr=lr, weight_decay=decay)
         optimizers.append(Muon([matrices], rule["momentum"], dtype))
@@ -238,9 +239,10 @@ def attention(q, k, v, allowed):
     """softmax(q k^T / sqrt(Dh)) v. q, k, v: (B, H, L, Dh); allowed: (B, 1, L, L) bool.
 
     Short rows on a CPU are written out: there the fused kernel's backward is up to ten times
-    slower in bfloat16. (On mps some versions of it are wrong: pytorch issue 163597.)
+    slower in bfloat16. So are all on mps: some versions of it are wrong (pytorch issue 163597).
     """
-    if q.device.type == "cuda" or q.shape[2] > LONG:
+    long = q.device.type == "cpu" and q.shape[2] > LONG
+    if q.device.type == "cuda" or long:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     scores = q @ k.mT * q.shape[-1] ** -0.5                               # (B, H, L, L)
     scores = scores.masked_fill(~allowed, -torch.inf)
@@ -313,7 +315,7 @@ class Transformer(nn.Module):
                 continue
             factor = completep(group, config.width_ratio, config.depth_ratio, config.alpha)
             std *= math.sqrt(factor["init_var"])
-            if group != "embedding":  # 1/m_N is in the table, so the base's fan-in belongs here
+            if group != "embedding":  # the table has 1 / m_N, the rest of 1 / fan-in is the base's
                 std /= math.sqrt(parameter.shape[1] / config.width_ratio)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 

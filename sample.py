@@ -91,7 +91,8 @@ def given_members(task):
 
 
 def settings_for(task, **changes):
-    """Sampler settings of a task, of its last stage, with changes that are not None."""
+    """Sampler settings of a task, of its last stage, with changes that are not None. Another
+    sampler takes none of the options of the default one, its steps neither."""
     changes = {name: value for name, value in changes.items() if value is not None}
     base = DEFAULTS[stages_of(task)[-1]]
     if changes.get("sampler", base["sampler"]) != base["sampler"]:
@@ -136,7 +137,7 @@ TOKENS_AT_ONCE = 16_384  # that go through the network in one call, to bound the
 @dataclass
 class Run:
     folder: Path
-    config: dict       # config.json
+    saved: dict        # config.json
     stream: data.Stream
     tokenizers: dict   # {modality: tokenizer}
     net: models.Transformer
@@ -259,7 +260,7 @@ def best_candidates(run, kind, x, condition, candidates, seed, rounds):
     nats = 0.0
     for noised in (given, (rows.member >= 0) & ~given):
         nats = nats + diffusion.bound(run.predict, rows.ids, noised, rows.low, rows.high, MASK,
-                                      data.rng(seed, 19), rounds, alike=candidates)
+                                      data.rng(seed, 19), rounds, copies=candidates)
     best = nats.view(-1, candidates).argmin(1)                            # (P,)
     return best + torch.arange(0, len(x), candidates, device=x.device)
 
@@ -316,7 +317,7 @@ def joined(films):
 
 def trained_in(run, mode):
     """Whether pairs were noised in this mode of diffusion.PAIR_MODES, too."""
-    return run.config["config"]["modes"].get(mode, 0) > 0
+    return run.saved["config"]["modes"].get(mode, 0) > 0
 
 
 def answer(run, task, ids, seed=0, record=False, **changes):
@@ -335,6 +336,10 @@ def answer(run, task, ids, seed=0, record=False, **changes):
         made = fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings)
         return made.after(text)
     if not given:
+        if task != "text" and any(changes.get(name) is not None for name in OF_CONDITIONS):
+            names = ", ".join(map(flag, OF_CONDITIONS))
+            raise UsageError(f"{task}: {names} change nothing in this run, which draws both at "
+                             "once: leave them out")
         settings["guidance"] = 0.0
     return fill(run, kind, ids, targets, given, seed, record, **settings)
 
@@ -531,14 +536,14 @@ SETTINGS = {
     "grid": (schedule_name, "their mask rates: linear, cosine or poly:P (cosine)"),
     "choice_temperature": (number(float, 0), "confidence: noise in what is revealed first"),
     "eta": (number(float, 0, 1), "remdm: share that is masked again, at most (0.1)"),
-    "budget": (number(float, 0), "entropy: nats of a call's tokens in all, less the largest"),
+    "budget": (number(float, 0), "entropy: most nats of a call's tokens in all, less the largest"),
     "block": (number(int, 0), "entropy: only among the leftmost so many; 1: left to right; 0: all"),
     "temperature": (number(float, 0), "of the draws; 0: the likeliest"),
     "top_k": (number(int, 1), "draw among so many likeliest tokens"),
     "top_p": (number(float, 1e-6, 1), "draw among the likeliest with this probability"),
     "guidance": (number(float, -100), "what the prompt changes counts 1 + so many times"),
     "candidates": (number(int, 1), "draw so many answers, keep the one that fits best"),
-    "rounds": (number(int, 1), "masks under which the network judges that"),
+    "rounds": (number(int, 1), "random masks under which the network judges that"),
     "correct": (number(int, 0), "rounds of repair afterwards"),
 }
 
@@ -549,9 +554,9 @@ def flag(name):
 
 def add_settings(parser):
     group = parser.add_argument_group("sampling (the defaults depend on the task)")
-    for name, (kind, text) in SETTINGS.items():
+    for name, (read, text) in SETTINGS.items():
         choices = diffusion.SAMPLERS if name == "sampler" else None
-        group.add_argument(flag(name), type=kind, choices=choices, help=text)
+        group.add_argument(flag(name), type=read, choices=choices, help=text)
 
 
 def read_prompt(run, modality, prompt):
@@ -562,7 +567,7 @@ def read_prompt(run, modality, prompt):
         what = "picture" if modality == "image" else "clip"
         raise UsageError(f"{files.quoted(prompt)}: no such file; this task starts from a {what}")
     if modality == "speech":
-        return folders.open_clip(prompt)
+        return folders.open_clip(prompt, run.saved["config"]["longest_clip"])
     config = run.tokenizers["image"].config
     return folders.open_picture(prompt, config.side, config.channels)
 

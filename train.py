@@ -49,19 +49,20 @@ def setting(default, help, type=None, **how):
     return field(default=default, metadata=metadata)
 
 
-def name_values(names, kind):
+def name_values(names, read):
     """A type of flag: 'a=0.2,b=0.8' -> {'a': 0.2, 'b': 0.8}, of these names only."""
     def parse(text):
         found = dict(part.split("=") for part in text.split(","))
         for name in found:
             if name not in names:
                 raise argparse.ArgumentTypeError(f"no {name!r}; choose from {', '.join(names)}")
-        return {name: kind(value) for name, value in found.items()}
+        return {name: read(value) for name, value in found.items()}
     parse.__name__ = "name=value,name=value"
     return parse
 
 
-SHARE = number(float, 0)
+NOT_NEGATIVE = number(float, 0)
+POSITIVE = number(float, 1e-9)
 MODES = list(diffusion.PAIR_MODES)
 KINDS = list(data.KINDS)
 TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
@@ -101,11 +102,11 @@ class Config:
     recipe: str = setting("tuned", "whose defaults: tuned, or paper: what is known of its training",
                           one_of(RECIPES))
     run: str = setting("runs/toy", "folder for everything the run writes")
-    minutes: float = setting(7.0, "time of the model's training; tokenizers come on top", SHARE)
+    minutes: float = setting(7.0, "training time; tokenizers come on top", NOT_NEGATIVE)
     steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
     resume: bool = setting(False, "go on with the run in --run, with its settings")
     overwrite: bool = setting(False, "replace the run in --run")
-    seed: int = setting(0, "of everything that is drawn", number(int, 0, 10 ** 9))
+    seed: int = setting(0, "of all that is drawn but what is held out", number(int, 0, 10 ** 9))
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     score_n: int = setting(50, "samples for each cell of the closing table", number(int, 0))
     save_every: int = setting(200, "steps from one checkpoint to the next", number(int, 1))
@@ -121,7 +122,7 @@ class Config:
                          number(int, 10))
     mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
                         "share of each kind in the tokens; a kind without is left out",
-                        name_values(KINDS, SHARE))
+                        name_values(KINDS, NOT_NEGATIVE))
     text_length: int = setting(96, "tokens of a text; longer ones are split", number(int, 16))
 
     vocab_size: int = setting(512, "ids of the text tokenizer, bytes included",
@@ -133,20 +134,20 @@ class Config:
 
     schedule: str = setting("linear", "linear, cosine or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
-                              "kind=unweighted: all masked tokens count alike; or kind=bound",
+                              "kind=unweighted: all mask rates count the same; or kind=bound",
                               name_values(KINDS, one_of(WEIGHTINGS)))
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
         "weight of each member's term in the loss, 0 where none is given",
-        name_values(TERMS, SHARE))
+        name_values(TERMS, NOT_NEGATIVE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
         {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
-        "how pairs are noised: share of each mode", name_values(MODES, SHARE))
+        "how pairs are noised: share of each mode", name_values(MODES, NOT_NEGATIVE))
     time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
                                "mode=p: its times are t^p; below 1: higher mask rates",
-                               name_values(MODES, SHARE))
+                               name_values(MODES, NOT_NEGATIVE))
 
     preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
     shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json_object)
@@ -154,11 +155,11 @@ class Config:
     micro_batch: int = setting(0, "rows in the network at a time; 0: all", number(int, 0))
     optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)",
                              one_of(("muon", "adamw")))
-    lr: float = setting(1e-3, "AdamW's, at the tuned point", SHARE)
-    muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", SHARE)
-    weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", SHARE)
-    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", SHARE)
-    clip: float = setting(1.0, "largest norm of the gradient", number(float, 1e-9))
+    lr: float = setting(1e-3, "AdamW's, at the tuned point", POSITIVE)
+    muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", POSITIVE)
+    weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", NOT_NEGATIVE)
+    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", NOT_NEGATIVE)
+    clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
     dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one",
                          one_of(("auto", "float32", "bfloat16")))
     compile: str = setting("auto", "auto, on, off; auto: on a GPU, and where training is long",
@@ -191,8 +192,9 @@ def check_settings(config):
             raise UsageError(f"{flag}: {error}")
     if not config.steps and not config.minutes:
         raise UsageError("--minutes or --steps must be above 0")
-    if not sum(config.modes.values()):
-        raise UsageError("--modes: give one of them a share above 0")
+    for name in ("mix", "modes"):
+        if not sum(getattr(config, name).values()):
+            raise UsageError(f"--{name}: give one of them a share above 0")
 
 
 OF_THE_CALL = ("run", "resume", "overwrite", "device")  # not of the run
@@ -236,7 +238,7 @@ def typed(value):
 #    AdamW divides its average by the size of a single gradient, which shrinks as 1 / sqrt(B)
 #    (arXiv 2205.10287). gamma = 1 is Complete(d)P, gamma = 0 the rule of 2205.10287.
 # 3. weight decay x sqrt(kappa): ours. lr * decay then goes as kappa, as Complete(d)P has it.
-# 4. EMA of the weights: rho^kappa (arXiv 2307.13813).
+# 4. EMA of the weights: ema_base^kappa (arXiv 2307.13813).
 # 5. Muon: lr x kappa, momentum^kappa. Ours: it normalises after averaging. A momentum that averages
 #    over the same tokens at any batch gives a step of the same size, so per token it moves lr / B.
 # 6. Warm-up: 5% of the steps (ours; the paper's, second-hand: a quarter), at most 1000. Then a
@@ -349,7 +351,7 @@ def train_step(net, optimizers, batch, config, autocast):
     return total, norm
 
 
-def set_rates(optimizers, factor):
+def set_lr(optimizers, factor):
     """Learning rates: the base's times factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -357,10 +359,10 @@ def set_rates(optimizers, factor):
             group["lr"] = group["base_lr"] * factor
 
 
-def update_average(average, net, rate):
-    """Move the averaged weights by the share `rate` towards the network's."""
+def update_average(average, net, share):
+    """Move the averaged weights by a share towards the network's."""
     with torch.no_grad():
-        torch._foreach_lerp_(average, list(net.parameters()), rate)
+        torch._foreach_lerp_(average, list(net.parameters()), share)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ class Plan:
         left = max(1, round((60 * minutes - self.seconds) / step_seconds))
         if step >= self.steps or abs(step + left - self.steps) < 0.05 * (self.steps - step):
             return self
-        progress = self.at(step - 0.5)
+        progress = self.at(step - 0.5)  # where the last step ended
         return dataclasses.replace(self, steps=step + left, since=step, progress=progress)
 
 
@@ -406,15 +408,15 @@ class Training:
         counts = data.documents_per_step(documents, config.mix, config.batch_tokens / views)
         self.batches = data.Batches(documents, counts, config.seed)
         means = {kind: docs.lengths().mean() for kind, docs in documents.items()}
-        self.tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))  # a step
+        self.step_tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))
         if views * self.batches.count < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
                              f"({views * self.batches.count}) than there are processes")
         self.terms = [name for name in TERMS if name.split("/")[0] in documents]
-        if not config.loss_weights:  # every token alike: the shares of the first step
+        if not config.loss_weights:  # the members' shares of the first step's tokens
             member = stream.describe(self.batches(0)).member              # (B, L)
-            counts = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
-            config.loss_weights = dict(zip(TERMS, (counts / counts.sum()).tolist()))
+            sizes = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
+            config.loss_weights = dict(zip(TERMS, (sizes / sizes.sum()).tolist()))
         for kind in documents:
             terms = [name for name in self.terms if name.split("/")[0] == kind]
             if not any(config.loss_weights.get(name) for name in terms):
@@ -451,7 +453,7 @@ class Training:
     def step_seconds(self, steps=12):
         """Seconds of a step, measured on steps that are taken back."""
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        optimizers = self.optimizers(batch_rule(self.tokens, BASE["tokens"], self.config))
+        optimizers = self.optimizers(batch_rule(self.step_tokens, BASE["tokens"], self.config))
         for step, batch in zip(range(steps), self.upcoming(0)):
             if step == 2:  # the first ones compile
                 start = time.perf_counter()
@@ -467,7 +469,7 @@ class Training:
             seconds = self.step_seconds()
             left = 60 * self.config.minutes - (time.perf_counter() - began)
             steps = agreed(max(10, int(left / seconds)))
-        return Plan(steps, steps * self.tokens, warmup_steps(steps) / steps)
+        return Plan(steps, steps * self.step_tokens, warmup_steps(steps) / steps)
 
     def state(self, step, plan, optimizers):
         """What a checkpoint holds."""
@@ -529,7 +531,7 @@ def train(config, folder, stream, documents, device):
         plan = Plan(**state["plan"])
     else:
         plan = training.plan(began)
-    rule = batch_rule(training.tokens, plan.tokens, config)
+    rule = batch_rule(training.step_tokens, plan.tokens, config)
     optimizers = training.optimizers(rule)
     step = 0
     if state:
@@ -548,7 +550,7 @@ def train(config, folder, stream, documents, device):
     with stop_signal() as stopped, log, bar:
         while step < plan.steps:
             batch = next(coming)
-            set_rates(optimizers, lr_factor(plan.at(step), plan.warmup))
+            set_lr(optimizers, lr_factor(plan.at(step), plan.warmup))
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
             except DataError as error:
@@ -561,7 +563,7 @@ def train(config, folder, stream, documents, device):
             last = step == plan.steps
             if step % LOG_EVERY == 1 or last:
                 named = training.named(terms)
-                line = {"step": step, "tokens": round(step * training.tokens), "terms": named,
+                line = {"step": step, "tokens": round(step * training.step_tokens), "terms": named,
                         "norm": round(norm, 4)}
                 log.write(json.dumps(line) + "\n")
                 log.flush()
@@ -589,7 +591,7 @@ def describe_run(config, folder, training, plan, rule, step):
     """Write what was settled to config.json and print it."""
     saved = files.read_json(folder / "config.json")
     saved.update(config=run_settings(config), model=vars(training.net.config), rule=rule,
-                 step_tokens=training.tokens)
+                 step_tokens=training.step_tokens)
     files.write_json(folder / "config.json", saved)
     batches = training.batches
     millions = models.count_parameters(training.net)["total"] / 1e6
@@ -597,7 +599,7 @@ def describe_run(config, folder, training, plan, rule, step):
     print(f"{millions:.1f}M parameters on {training.device} ({config.dtype}), step {step} of "
           f"{plan.steps}: {batches.count} rows of {batches.length} tokens, "
           f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
-    print_derived(training.tokens, plan.tokens, batches.length, config)
+    print_derived(training.step_tokens, plan.tokens, batches.length, config)
 
 
 def keep_until(path, step):
@@ -654,7 +656,7 @@ def any_process(flag, device):
 
 
 # ------------------------------------------------------------------------------------------------
-# Run folders. config.json with our layout version marks one. Nothing else is ever touched.
+# Run folders. config.json with our layout version clock one. Nothing else is ever touched.
 
 RUN_FILES = [
     "checkpoint.pt", "documents.pt", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
@@ -717,18 +719,18 @@ def resume_run(folder, config, given):
             raise UsageError(f"--resume goes on with the run's own settings: --"
                              f"{name.replace('_', '-')} is {saved[name]} there; leave it out")
     for name in saved:
-        if name not in given or name not in OF_THE_CALL + RESUMED_WITH:
+        if name not in given or name not in RESUMED_WITH:
             setattr(config, name, saved[name])
 
 
-def prepared(config, folder, device, marks):
+def prepared(config, folder, device, clock):
     """Stream and documents: read from the run folder, or made now and written there."""
     saved = files.read_json(folder / "config.json")
-    if "stream" in saved:  # was written last: a lost file is told, not made anew
+    if "stream" in saved:  # written last, so all the rest was there: what is lost is an error
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
         return stream, data.load_documents(folder / "documents.pt")
-    stream, documents, tokenizers = prepare.prepare(config, folder, device, marks)
+    stream, documents, tokenizers = prepare.prepare(config, folder, device, clock)
     saved["stream"] = {"codes": stream.codes, "slots": stream.slots}
     saved["tokenizers"] = {modality: t.name for modality, t in tokenizers.items()}
     files.write_json(folder / "config.json", saved)
@@ -737,7 +739,7 @@ def prepared(config, folder, device, marks):
 
 def main():
     config, given = parse()
-    marks = [("imports", BEGAN), ("reading data", time.time())]  # each part, and when it began
+    clock = [("imports", BEGAN), ("reading data", time.time())]  # each part, and when it began
     folder = Path(config.run)
     check_folder(folder, config)
     check_settings(config)
@@ -753,37 +755,37 @@ def main():
         # the others wait while the first one reads the data
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     with files.sole_writer(folder) if rank() == 0 else contextlib.nullcontext():
-        make_run(config, given, folder, device, marks)
+        make_run(config, given, folder, device, clock)
     if world_size() > 1:
         dist.destroy_process_group()
 
 
-def make_run(config, given, folder, device, marks):
+def make_run(config, given, folder, device, clock):
     """A whole run: data, tokenizers, model, scores, page."""
     if config.resume:
         resume_run(folder, config, given)
     if rank() == 0:
         if not config.resume:
             start_run(folder, config)
-        stream, documents = prepared(config, folder, device, marks)
+        stream, documents = prepared(config, folder, device, clock)
     if world_size() > 1:
         dist.barrier()
         if rank() > 0:  # reads what the first process has made
-            stream, documents = prepared(config, folder, device, marks)
-    marks.append(("training", time.time()))
+            stream, documents = prepared(config, folder, device, clock)
+    clock.append(("training", time.time()))
     train(config, folder, stream, documents, device)
     if rank() > 0:
         return
     trained = sample.load_run(folder, device)
     if config.score_n:
-        marks.append(("scoring", time.time()))
+        clock.append(("scoring", time.time()))
         scores = score.score(trained, config.score_n)
         files.write_json(folder / "scores.json", scores)
         print(score.table(scores))
-    marks.append(("page", time.time()))
+    clock.append(("page", time.time()))
     print(f"page: {write_page(folder, trained)}")
-    marks.append(("end", time.time()))
-    seconds = {part: end - began for (part, began), (_, end) in zip(marks, marks[1:])}
+    clock.append(("end", time.time()))
+    seconds = {part: end - began for (part, began), (_, end) in zip(clock, clock[1:])}
     files.write_json(folder / "seconds.json", seconds)
     told = ", ".join(f"{part} {s:.0f}" for part, s in seconds.items())
     print(f"seconds: {told}; {sum(seconds.values()) / 60:.1f} minutes in all")

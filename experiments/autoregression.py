@@ -8,7 +8,7 @@ Set-up: common.SMALL. A factor on the learning rates is tuned for each of the tw
 with one seed. Diffusion's figure is its bound with the extent's term (common.held_out),
 autoregression's the likelihood itself, of the same documents. A token's forward and backward pass
 costs both the same, but diffusion pays its head for masked tokens only. Repeated: 450 passages
-(12,000 tokens), looked at from epoch 1 on.
+(13,000 tokens), looked at from the first epoch on.
 
     python experiments/autoregression.py
 """

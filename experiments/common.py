@@ -48,10 +48,19 @@ RULE = ("lr", "beta1", "beta2", "eps", "weight_decay", "muon_lr", "momentum")
 SMALL = dict(shape={"width": 64, "depth": 2}, mix={"text": 1.0}, batch_tokens=1536,
              modes={"joint": 1.0}, time_power={}, weighting={}, loss_weights={},
              dtype="float32", compile="off")
+WRITTEN = dict(sampler="entropy", budget=0.1, temperature=0.7)  # how passages are sampled
 TEXTS = {}                               # the world of passages
 PAIRS = dict(kinds=KINDS, items=10_000)  # the world of all three kinds
 FEW_TEXTS = dict(items=300)              # and those of quick forms
 FEW_PAIRS = dict(kinds=KINDS, items=100, image_steps=3, speech_steps=3)
+
+
+def contents(paths):
+    """The texts of files, or of the folders that hold them, so that changed ones are seen."""
+    found = []
+    for path in map(Path, paths):
+        found += [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    return [path.read_bytes() for path in found]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ class Trial:
     def key(self):
         defaults = vars(train.Config())
         settings = {k: v for k, v in vars(self.config).items() if v != defaults[k]}
+        if self.config.text:
+            settings["text"] = digest(*contents(self.config.text))
         return json.dumps({**vars(self), "config": settings}, sort_keys=True)
 
 
@@ -95,7 +106,8 @@ def world(of):
     config = train.Config(mix=dict.fromkeys(of.kinds, 1.0), **settings)
     code = [path.read_bytes() for name in ("sources", "tokenizers")
             for path in sorted((HERE.parent / name).glob("*.py"))]
-    folder = CACHE / digest(settings, of.kinds, data.LAYOUT_VERSION, *code)
+    texts = contents(of.config.text)
+    folder = CACHE / digest(settings, of.kinds, data.LAYOUT_VERSION, *code, *texts)
     if not (folder / "documents.pt").exists():
         train.start_run(folder, config)
     stream, documents = train.prepared(config, folder, CPU, [])
@@ -130,8 +142,8 @@ def learn(of, training, run):
     error]. DataError if the loss is not finite."""
     config = training.config
     batches = training.batches
-    steps = max(1, round(of.tokens / training.tokens))
-    rule = train.batch_rule(training.tokens, of.tokens, config)
+    steps = max(1, round(of.tokens / training.step_tokens))
+    rule = train.batch_rule(training.step_tokens, of.tokens, config)
     optimizers = training.optimizers({**rule, **of.rule})
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] *= of.rates.get(group["name"], 1.0)
@@ -148,7 +160,7 @@ def learn(of, training, run):
             batch = data.next_tokens(run.stream, ids)
         else:
             batch = data.noised_batch(run.stream, ids, config, step)
-        train.set_rates(optimizers, train.lr_factor((step + 0.5) / steps, warmup))
+        train.set_lr(optimizers, train.lr_factor((step + 0.5) / steps, warmup))
         train.train_step(training.net, optimizers, batch, config, training.autocast)
         if step + 1 in looks:
             nats = held_out(run, kind, rounds=1)
@@ -163,6 +175,8 @@ def fit(of):
     try:
         seen, curve = learn(of, training, run)
     except files.DataError:
+        if of.looks or of.measure:  # only a bound that is missing is told as infinite
+            raise
         return {"bounds": None}
     kinds = list(training.batches.counts)
     result = {"tokens": {kind: int(seen[KINDS.index(kind)]) for kind in kinds}, "curve": curve}
@@ -225,7 +239,7 @@ def judged(training, run, wanted):
 def attributes(marks):
     """A cell of score.py -> {attribute: [share right, error, n]}."""
     return {what: [marks[what], marks[f"{what}_stderr"], marks["n"]]
-            for what in marks if f"{what}_stderr" in marks}
+            for what in score.measured(marks)}
 
 
 def gradient_noise(training, run, views):
@@ -327,10 +341,10 @@ def with_errors(cells):
     """{name: the cells of its seeds} -> {name: one cell}.
 
     Two or three seeds tell little of their spread, so it is pooled: by how much do seeds differ,
-    in units of their own errors, over all cells? The error is the larger of that, of the cell's
-    own spread, and of what n independent samples allow. Without n all values were measured on the
-    same held-out documents under the same masks. That part of the error is common to all cells. It
-    does not blur their differences and is left out, unless there is one seed.
+    in units of their own errors, over all cells? The error is the largest of that times the cell's
+    own, of the cell's spread, and of what n independent samples allow. Without n all values were
+    measured on the same held-out documents under the same masks. That part of the error is common
+    to all cells. It does not blur their differences and is left out, unless there is one seed.
     """
     values = {name: np.array([cell[0] for cell in of]) for name, of in cells.items()}
     own = {name: np.mean([cell[1] ** 2 for cell in of]) ** 0.5 for name, of in cells.items()}
@@ -467,11 +481,18 @@ def count_axis(panel):
 # The command line.
 
 
+def git(*command):
+    """What git says of this checkout."""
+    return subprocess.run(["git", "-C", str(HERE), *command], capture_output=True, text=True,
+                          check=False).stdout.strip()
+
+
 def made_by(name, folder):
     """What made a result: script, commit, date, versions, how many trials and minutes."""
-    git = subprocess.run(["git", "-C", str(HERE), "describe", "--always", "--dirty"],
-                         capture_output=True, text=True, check=False)
-    made = {"script": f"experiments/{name}.py", "commit": git.stdout.strip() or "unknown",
+    commit = git("describe", "--always") or "unknown"
+    if git("diff", "--name-only", "HEAD", "--", "..", ":!results"):
+        commit += "-dirty"
+    made = {"script": f"experiments/{name}.py", "commit": commit,
             "date": time.strftime("%Y-%m-%d"), "python": sys.version.split()[0],
             "torch": torch.__version__}
     runs = files.read_json(folder / f"{name}-runs.json", {}).get("runs", {}).values()
@@ -516,9 +537,9 @@ def main(name, doc, study, draw=None, quick=None, flags=None, argv=None):
         result = study(folder, **options)
         files.write_json(path, {"made": made_by(name, folder), **result})
         show(result)
+        print(f"wrote {path}")
     if draw:
         picture(draw, files.read_json(path), path.with_suffix(".png"))
-    print(f"wrote {path}")
     return path
 
 

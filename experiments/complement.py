@@ -12,21 +12,21 @@ Set-up: common.SMALL, 1.5M tokens.
 import common
 
 ARMS = {"one mask": False, "mask and complement": True}
-SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 QUICK = dict(tokens=1_500, seeds=(0,), n=2, steps=2, texts=common.FEW_TEXTS)
 
 
 def study(folder, tokens=1_500_000, seeds=(0, 1, 2, 3, 4, 5), n=200, steps=96, texts=common.TEXTS):
-    samples = {"drawn": [n, "text", SAMPLER]}
-    noise = {arm: ["linear", views, steps] for arm, views in ARMS.items()}
-    cells = {arm: common.trial(tokens=tokens, complement=views, **texts,
-                               measure={"samples": samples, "noise": noise})
+    samples = {"drawn": [n, "text", common.WRITTEN]}
+    measure = {arm: {"samples": samples} for arm in ARMS}
+    # the gradients of both, at the weights that one mask made
+    measure["one mask"]["noise"] = {arm: ["linear", views, steps] for arm, views in ARMS.items()}
+    cells = {arm: common.trial(tokens=tokens, complement=views, measure=measure[arm], **texts)
              for arm, views in ARMS.items()}
     results = common.run_cells(folder / "complement-runs.json", cells, seeds)
     arms = common.collect(results, {"bound": common.bound_of,
                                     "grammatical": common.share("drawn", "grammatical"),
                                     "consistent": common.share("drawn", "consistent")})
-    common.add_noise(arms, results["one mask"])  # of both, at the weights that one mask made
+    common.add_noise(arms, results["one mask"])
     return {"tokens": tokens, "seeds": len(seeds), "arms": arms}
 
 

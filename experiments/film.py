@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common import data, files, sample  # finds the folder above
 from tools import masked
+from tools.watch import PIXELS
 
 FRAMES = 20
 MILLISECONDS = 110  # a frame; the last one 14 times as long
@@ -21,11 +22,10 @@ FONT = ImageFont.load_default(12)
 PANELS = {"text-to-image": (7, 116, 108, 4), "image-to-text": (7, 116, 108, 4),
           "text-to-speech": (4, 212, 80, 1), "speech-to-text": (4, 212, 80, 1),
           "text": (2, 440, 0, 4)}
-PIXELS = {"image": masked.masked_picture, "speech": masked.masked_clip}
 
 
 def stages(run, task):
-    """Ids (FRAMES, B, L) of a task's answers, as even in masked tokens as the films have them."""
+    """Ids (FRAMES, B, L) of a task's answers, evenly spaced in masked tokens."""
     kind, targets = sample.TASKS[task]
     ids = data.stacked(run.documents[kind][1].first(PANELS[task][0]))
     ids = sample.punch(run, kind, ids, *targets)

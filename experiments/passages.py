@@ -15,19 +15,12 @@ import torch
 import common
 from common import data, diffusion, sample
 from sources import judges, toyworld
+from tools.score import mean_and_error as mean
 
 SEED = 88_888
 # what a writer picks beside its things: relations, orders, numbers, conclusions
 CHOICES = {"write_inverse": 4, "write_chain": 4 * 2 * 2, "write_count": 5 * 5, "write_size": 2 * 3,
            "write_colour": 2}
-WRITER = {
-    ("relation", "so relation"): "write_inverse",
-    ("relation", "relation", "so relation"): "write_chain",
-    ("count", "so count"): "write_count",
-    ("size", "size", "so size"): "write_size",
-    ("size", "size", "so size", "so size"): "write_size",
-    ("colour", "colour", "ask colour", "colour"): "write_colour",
-}
 FLAGS = {"run": ("runs/toy", "a folder that train.py made from the toy world"),
          "n": (400, "passages to sample; four times as many are scored")}
 QUICK = dict(n=4)
@@ -35,7 +28,10 @@ QUICK = dict(n=4)
 
 def writer_of(text):
     """The writer whose form a passage has, or "none"."""
-    return WRITER.get(judges.parse_passage(text)[0], "none")
+    form, _ = judges.parse_passage(text)
+    if form not in judges.FORMS:
+        return "none"
+    return judges.FORMS[form].__name__.replace("check", "write")
 
 
 def true_nats():
@@ -73,19 +69,15 @@ def agreement(run, n, correct):
     return result
 
 
-def cell(values):
-    return [float(np.mean(values)), float(np.std(values) / len(values) ** 0.5)]
-
-
 def study(folder, run, n):
     run = sample.load_run(run)
     above = gaps(run, 4 * n)
-    result = {"nats above the world's own": {writer: cell(v) for writer, v in above.items()}}
-    result["nats above the world's own"]["all"] = cell(np.concatenate(list(above.values())))
+    result = {"nats above the world's own": {writer: mean(v) for writer, v in above.items()}}
+    result["nats above the world's own"]["all"] = mean(np.concatenate(list(above.values())))
     for correct in (0, sample.DEFAULTS["text"]["correct"]):
         drawn = agreement(run, n, correct)
-        shares = {writer: [*cell(v), len(v)] for writer, v in drawn.items()}
-        shares["all"] = [*cell(np.concatenate(list(drawn.values()))), n]
+        shares = {writer: [*mean(v), len(v)] for writer, v in drawn.items()}
+        shares["all"] = [*mean(np.concatenate(list(drawn.values()))), n]
         result[f"consistent, {correct} rounds of correction"] = shares
     return {"n": n, **result}
 

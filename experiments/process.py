@@ -89,9 +89,9 @@ def draw(result):
     t = torch.linspace(1e-3, 1 - 1e-3, 500, dtype=torch.float64)
     for name in ("linear", "cosine", "poly:0.5", "poly:2"):
         schedule = diffusion.schedule(name)
-        rate = 1 - schedule.alpha(t)
+        rate = schedule.mask_rate(t)
         left.plot(t, rate, label=name)
-        middle.semilogy(t, -schedule.slope(t) / rate, label=name)
+        middle.semilogy(t, schedule.slope(t) / rate, label=name)
     left.set(xlabel="time t", ylabel="mask rate 1 - alpha(t)", title="forward process")
     middle.set(xlabel="time t", title="the bound's weight", ylim=(0.01, 1000))
     left.legend()

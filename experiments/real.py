@@ -88,7 +88,7 @@ def judge_pictures(run, source, n, epochs, most, out):
             "generated": share(read(made) == np.repeat(np.arange(len(names)), n))}
 
 
-def speak(run, source, missing, most):
+def speak(run, source, unheard, most):
     """Groups of clips for `speak.write_clips`."""
     learnt, held = (part[:most] for part in prepare.split(source))
     some = data.rng(0, 54).permutation(learnt)[:100]
@@ -96,7 +96,7 @@ def speak(run, source, missing, most):
     waves = source.load(held)
     groups = {("recordings", "held out"): (texts, waves),
               ("after the tokenizer", "held out"): (texts, after_tokenizer(run, waves))}
-    for split, phrases in (("held out", texts), ("without a recording", missing),
+    for split, phrases in (("held out", texts), ("without a recording", unheard),
                            ("of the training", [source.texts[i] for i in some])):
         if phrases:
             made = sample.generate(run, "text-to-speech", phrases, seed=1, **BEST)
@@ -107,7 +107,7 @@ def speak(run, source, missing, most):
 def study(folder, run, missing, n, out, epochs=4, most=None):
     run = sample.load_run(run)
     out = Path(out)
-    settings = train.Config(**run.config["config"])
+    settings = train.Config(**run.saved["config"])
     result = {"run": str(run.folder), "tasks": {}}
     for source in prepare.own_sources(settings).values():
         if source.kind == "image-text":

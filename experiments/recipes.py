@@ -27,7 +27,6 @@ PATH = {  # arm: the settings that are tuned's from here on
     "tuned": ["loss_weights"],
 }
 GREEDY = dict(temperature=0.0, budget=0.1, candidates=1, correct=0)
-SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 QUICK = dict(tokens=3_000, seeds=(0,), factors=(1.0,), n=2, pairs=common.FEW_PAIRS)
 
 
@@ -61,7 +60,7 @@ def study(folder, tokens=1_200_000, seeds=(0, 1, 2), factors=(0.5, 1.0, 2.0, 4.0
     tried = common.run_cells(path, cells, seeds[:1])
     tried = common.nested({name: all_kinds(of[0]) for name, of in tried.items()})
     best = {arm: common.lowest(of)["at"] for arm, of in tried.items()}
-    samples = {"captions": [n, "image-to-text", GREEDY], "passages": [n, "text", SAMPLER]}
+    samples = {"captions": [n, "image-to-text", GREEDY], "passages": [n, "text", common.WRITTEN]}
     measure = {"directions": ["image-text", "speech-text"], "samples": samples}
     cells = {arm: trial(arm, best.get(arm, best["Muon"]), tokens, measure=measure) for arm in arms}
     results = common.run_cells(path, cells, seeds)

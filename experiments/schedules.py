@@ -12,17 +12,17 @@ Set-up: common.SMALL, 1.5M tokens.
 import common
 
 NAMES = ("linear", "cosine", "poly:0.5", "poly:2")
-SAMPLER = dict(sampler="entropy", budget=0.1, temperature=0.7)
 QUICK = dict(tokens=1_500, seeds=(0,), names=NAMES[:2], n=2, steps=2, texts=common.FEW_TEXTS)
 
 
 def study(folder, tokens=1_500_000, seeds=(0, 1, 2), names=NAMES, n=200, steps=96,
           texts=common.TEXTS):
-    samples = {"drawn": [n, "text", SAMPLER]}
-    for name in names:
-        samples[name] = [n, "text", dict(sampler="ancestral", steps=8, grid=name)]
-    measure = {"samples": samples, "noise": {name: [name, False, steps] for name in names}}
-    cells = {name: common.trial(tokens=tokens, schedule=name, measure=measure, **texts)
+    drawn = {"drawn": [n, "text", common.WRITTEN]}
+    grids = {name: [n, "text", dict(sampler="ancestral", steps=8, grid=name)] for name in names}
+    measure = {name: {"samples": drawn} for name in names}
+    measure["linear"] = {"samples": {**drawn, **grids},
+                         "noise": {name: [name, False, steps] for name in names}}
+    cells = {name: common.trial(tokens=tokens, schedule=name, measure=measure[name], **texts)
              for name in names}
     results = common.run_cells(folder / "schedules-runs.json", cells, seeds)
     arms = common.collect(results, {"bound": common.bound_of,

@@ -12,7 +12,7 @@ from common import files
 
 
 def read(folder):
-    """{(task, cell): {attribute: [share right, error, n]}}, bounds, and facts of a run folder."""
+    """{"task: cell": {attribute: [share right, error, n]}}, bounds, and facts of a run folder."""
     scores = files.read_json(folder / "scores.json")
     config = files.read_json(folder / "config.json")
     if not scores or not config:
@@ -27,7 +27,7 @@ def read(folder):
     for name, entry in scores.get("bound", {}).items():
         nats = [entry["nats_per_token"], entry["stderr"], entry["documents"]]
         cells[f"bound, {name}"] = {"nats a token": nats}
-        for unit in [key for key in entry if f"{key}_stderr" in entry]:
+        for unit in common.score.measured(entry):
             bits = [entry[unit], entry[f"{unit}_stderr"], entry["documents"]]
             cells[f"bound, {name}"][unit.replace("_", " ")] = bits
     log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()

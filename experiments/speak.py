@@ -36,7 +36,7 @@ def speak(run, n, seed, **changes):
     groups = {}
     for number, split in enumerate(("seen", "unseen")):
         phrases = toyspeech.phrases(n, seed + number, split)
-        waves = list(toyspeech.speak(phrases, seed + number))
+        waves = toyspeech.speak(phrases, seed + number)
         made = sample.generate(run, "text-to-speech", phrases, seed=seed, **changes)
         groups["synthesiser", split] = phrases, waves
         groups["after the tokenizer", split] = phrases, after_tokenizer(run, waves)

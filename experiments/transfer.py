@@ -26,7 +26,7 @@ GRID = ([{"lr": 2.0 ** -k} for k in range(9, 2, -1)],
          for y in (1.0, 0.4)])
 QUICK = dict(axes={"width": AXES["width"][:2]}, rates=RATES[2:4], tokens=1_600, seeds=(0,),
              grid=[GRID[0][2:4]], texts=common.FEW_TEXTS)
-BASE = {**{k: train.BASE[k] for k in ("beta1", "beta2", "eps")}, "weight_decay": 0.1}
+START = {**{k: train.BASE[k] for k in ("beta1", "beta2", "eps")}, "weight_decay": 0.1}
 
 
 def trial(shape, base, tokens, **changes):
@@ -39,7 +39,7 @@ def study(folder, axes=AXES, rates=RATES, tokens=192_000, seeds=(0,), grid=GRID,
     path = folder / "transfer-runs.json"
     result = {"tokens": tokens, "seeds": len(seeds), "tuned": {}, "curves": {}, "summary": {}}
     for axis, shapes in axes.items():
-        first = trial(shapes[0], shapes[0], tokens, rule=BASE, **texts)
+        first = trial(shapes[0], shapes[0], tokens, rule=START, **texts)
         tuned, _ = common.tune(path, first, grid)
         result["tuned"][axis] = {**tuned.rule, "rates": tuned.rates}
         for rule in ("Complete(d)P", "standard"):

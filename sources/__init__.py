@@ -15,10 +15,10 @@ class Source:
     """
 
     kind: str  # "text", "image-text" or "speech-text"
-    name: str  # what a log or a page calls it
+    name: str  # what messages call it
     texts: list[str]  # documents, captions or transcripts
     load: Callable | None
-    keys: list[str]  # a digest of each item's content, the same wherever it is stored
+    keys: list[str]  # what tells each item's content: a digest, or its text
 
     def __len__(self):
         return len(self.texts)

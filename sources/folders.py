@@ -7,8 +7,8 @@ Pictures and recordings need a text each. It stands in one of these layouts:
     metadata.csv, columns named        file_name,text or id|text|speaker, in any order
     metadata.csv, columns not named    id|text, id|raw|normalised, id|speaker|text, path|number|text
 
-Metadata stand in the folder or in its subfolder train. The files that they name stand beside them
-or in wavs. Links are followed. Hidden files and folders are not read.
+Metadata stand in the folder or in its subfolder train. The files that they name stand beside them,
+in wavs, or are named from the folder above. Links are followed. Hidden files are not read.
 
 A reader lists a folder's files, pairs them with texts, judges each pair once, as it will be used,
 and says in one line what it found. Only names and texts stay in memory.
@@ -44,7 +44,7 @@ PICTURES = set(
     ".psd .qoi .sgi .tga .tif .tiff .webp".split()
 )
 CLIPS = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .w64 .wav .wave".split())
-KINDS = {"--text": "text", "--images": "image-text", "--speech": "speech-text"}
+KIND_OF = {"--text": "text", "--images": "image-text", "--speech": "speech-text"}
 HIDDEN = (".", "__MACOSX", "@eaDir")  # beginnings of names that no person wrote
 FILE_COLUMNS = "file_name filename file path audio_file audio_filepath audio wav image id".split()
 TEXT_COLUMNS = (  # the first that is there
@@ -58,7 +58,7 @@ TEXT_COLUMNS = (  # the first that is there
 
 
 @contextlib.contextmanager
-def reading(path, kind):
+def reading(path, what):
     """The stream of a file's bytes. What fails inside is a DataError that names the path."""
     try:
         if os.path.islink(path) and not os.path.exists(path):
@@ -71,7 +71,7 @@ def reading(path, kind):
     except Exception as error:  # a broken file makes PIL raise nearly everything
         why = "unknown format: convert it" if "BytesIO" in str(error) else reason(error)
         if not getattr(error, "filename", ""):  # it could be opened
-            why = f"cannot be read as a {kind} ({why})"
+            why = f"cannot be read as a {what} ({why})"
         raise DataError(f"{quoted(path)}: {why}")
 
 
@@ -87,7 +87,7 @@ def text_of(path):
 def open_picture(path, side, channels):
     """A picture as uint8 (side, side, channels): its first frame, cropped to a square and resized.
 
-    Transparent pixels become white. DataError for what is no picture.
+    Transparent pixels become white, except in 16 bits. DataError for what is no picture.
     """
     with reading(path, "picture") as stream, Image.open(stream) as picture:
         picture = ImageOps.exif_transpose(eight_bits(picture))
@@ -112,7 +112,9 @@ def eight_bits(picture):
         raise DataError("holds floats or 32-bit integers and does not say which value is white: "
                         "save it with 8 or 16 bits")
     values = np.asarray(picture).astype(np.int64).clip(0, white)
-    return Image.fromarray((values * 255 // white).astype(np.uint8))
+    made = Image.fromarray((values * 255 // white).astype(np.uint8))
+    made.getexif()[0x112] = picture.getexif().get(0x112, 1)  # which side is up
+    return made
 
 
 def picture_format(files, patch=4):
@@ -497,7 +499,7 @@ def usable(flag, items, skip_bad):
 
 
 def names_of(paths):
-    return printable(", ".join(quoted(path) for path in paths))
+    return printable(", ".join(map(quoted, paths)))
 
 
 def counted(endings):
@@ -519,7 +521,7 @@ def source_of(flag, paths, items, opened, what, left):
         line += f"; left aside: {counted(left)}"
     print(printable(line), flush=True)
     keys = [item.key for item in items]
-    return Source(KINDS[flag], name, texts, load if opened else None, keys)
+    return Source(KIND_OF[flag], name, texts, load if opened else None, keys)
 
 
 def read_text(paths, skip_bad=False):

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from sources import toyworld
-from sources.toyworld import (BACKGROUNDS, COLOURS, INVERSE, KINDS, NUMBERS, RELATIONS, SHAPES,
+from sources.toyworld import (BACKGROUNDS, COLOURS, INVERSE, NOUNS, NUMBERS, RELATIONS, SHAPES,
                               SIZES, STEP, Scene, Thing)
 
 # ------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def judge_scenes(read, wanted):
     """Compare N scenes that were read with those that were wanted: {mark: (N,)} of 1, 0 or NaN.
 
     NaN where the wanted scene does not say it: the size of two things, the relation of one. "a
-    above b" equals "b below a". None, on either side, gets 0 throughout.
+    above b" equals "b below a". None, on either side, gets 0 wherever it does not get NaN.
     """
     marks = [compare(r, w) for r, w in zip(read, wanted, strict=True)]
     columns = {}
@@ -184,9 +184,9 @@ def all_captions():
     """The 14,160 captions of the toy world: {caption: scene}."""
     made = []
     for background in BACKGROUNDS:
-        for kind, size in itertools.product(KINDS, SIZES):
-            made.append(Scene((Thing(*kind, size),), None, background))
-        for a, b in itertools.permutations(KINDS, 2):
+        for noun, size in itertools.product(NOUNS, SIZES):
+            made.append(Scene((Thing(*noun, size),), None, background))
+        for a, b in itertools.permutations(NOUNS, 2):
             things = (Thing(*a), Thing(*b))
             for relation in RELATIONS:
                 made.append(Scene(things, relation, background))
@@ -207,7 +207,7 @@ def one_of(words):
 
 
 COUNTS = {NUMBERS[n]: n for n in range(2, 13)}
-NAMES = [f"{colour} {shape}" for colour, shape in KINDS]
+NAMES = [f"{colour} {shape}" for colour, shape in NOUNS]
 THE = f"the {one_of(NAMES)}"
 MANY = f"{one_of(COUNTS)} {one_of(map(toyworld.plural, NAMES))}"
 RELATION = one_of(RELATIONS)
@@ -225,21 +225,21 @@ SENTENCES = {
 
 
 def parse_passage(text):
-    """The kinds of a passage's sentences, as in SENTENCES or None, and the fields of each."""
-    kinds = []
+    """The form of a passage, a name of SENTENCES or None for each, and the fields of each."""
+    form = []
     fields = []
     for sentence in text.removesuffix(".").split(". "):
-        kind, found = parse_sentence(sentence)
-        kinds.append(kind)
+        name, found = parse_sentence(sentence)
+        form.append(name)
         fields.append(found)
-    return tuple(kinds), fields
+    return tuple(form), fields
 
 
 def parse_sentence(sentence):
-    for kind, pattern in SENTENCES.items():
+    for name, pattern in SENTENCES.items():
         match = re.fullmatch(pattern, sentence)
         if match:
-            return kind, match.groups()
+            return name, match.groups()
     return None, ()
 
 
@@ -290,7 +290,7 @@ def check_colour(first, second, asked, answer):
     return different and asked[0] == answer[0] and answer in (first, second)
 
 
-FORMS = {  # the kinds of a passage's sentences, and what makes them consistent
+FORMS = {  # of passages, and what makes each consistent
     ("relation", "so relation"): check_inverse,
     ("relation", "relation", "so relation"): check_chain,
     ("count", "so count"): check_count,
@@ -303,7 +303,7 @@ FORMS = {  # the kinds of a passage's sentences, and what makes them consistent
 def judge_passages(texts):
     """Passages -> {"grammatical": (N,) bool, "consistent": (N,) bool}.
 
-    Grammatical: the kinds of the sentences make one of FORMS. Consistent: grammatical, and what
+    Grammatical: the sentences make one of FORMS. Consistent: grammatical, and what
     follows "so", or answers a question, follows from the other sentences.
     """
     grammatical = np.zeros(len(texts), bool)

@@ -22,7 +22,7 @@ HELD = 512  # held-out documents of each kind, at most
 
 
 def sources_of(config):
-    """{kind: Source} of one's own folders, or of the toy world. UsageError where --mix has none."""
+    """{kind: Source} of one's own folders, or of the toy world. UsageError for one not in --mix."""
     if not (config.text or config.images or config.speech):
         kinds = [kind for kind in KINDS if config.mix.get(kind)]
         return {kind: toy_source(kind, config.items, config.seed) for kind in kinds}
@@ -74,9 +74,9 @@ def split(source):
     if len(groups) < 2:
         raise DataError(f"{source.name}: holds only one item, or several copies of one: give two "
                         "or more, since some are held out")
-    wanted = min(1024, len(source) // 20)
+    wanted = min(2 * HELD, len(source) // 20)  # some will have a training item's tokens
     held = []
-    for n in rng(0, 17).permutation(len(groups))[:-1]:
+    for n in rng(0, 17).permutation(len(groups))[:-1]:  # the same for every seed
         held += groups[n]
         if len(held) >= wanted:
             break
@@ -85,8 +85,8 @@ def split(source):
 
 
 def sections(texts):
-    """Texts, of which those longer than a 20th of all are cut into some hundredths of all, so that
-    some can be held out whole: at a line end, else at a blank, else anywhere."""
+    """Texts; one longer than a 20th of all is cut into hundredths of all, so that some can be held
+    out whole: at a line end, else at a blank, else anywhere."""
     total = sum(map(len, texts))
     size = max(200, total // 100)
     parts = []
@@ -191,12 +191,12 @@ def make_documents(stream, kind, codes, at):
     return documents
 
 
-def prepare(config, folder, device, marks):
+def prepare(config, folder, device, clock):
     """Settings -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
 
     Writes tokenizers, their reports and documents.pt into folder. Items are held out by content:
     none is in the training set, not even as the same tokens. Tokenizers see training items only.
-    marks: (part, when it began) of the run so far; parts of this one are added.
+    clock: (part, when it began) of the run so far; parts of this one are added.
     """
     sources = sources_of(config)
     train, held = {}, {}
@@ -207,7 +207,7 @@ def prepare(config, folder, device, marks):
         having = [source for kind, source in sources.items() if modality in KINDS[kind]]
         if not having:
             continue
-        marks.append((f"{modality} tokenizer", time.time()))
+        clock.append((f"{modality} tokenizer", time.time()))
         tokenizer = train_tokenizer(modality, having, train, config, device)
         tokenizer.save(folder / row.file)
         samples = samples_of(having[0], modality, held[having[0].kind][:200])
@@ -216,7 +216,7 @@ def prepare(config, folder, device, marks):
         print(f"{modality} tokenizer: {', '.join(told)}", flush=True)
         tokenizers[modality] = tokenizer
     files.write_json(folder / "tokenizers.json", reports)
-    marks.append(("encoding", time.time()))
+    clock.append(("encoding", time.time()))
     codes = {kind: encode(source, tokenizers) for kind, source in sources.items()}
     slots = {}
     for kind in sources:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from sources.toyworld import NOISE, NUMBERS, PHRASES, SIZES, SPEAK, chooser, kinds, rng
+from sources.toyworld import NOISE, NUMBERS, PHRASES, SIZES, SPEAK, chooser, choices, rng
 
 SAMPLE_RATE = 16000  # Hz
 LONGEST = 1.45  # seconds: utterances that would last longer are spoken faster
@@ -132,7 +132,7 @@ LEXICON = dict(entry.split(": ") for entry in " ".join(WORDS.split()).split(", "
 
 def all_phrases(split):
     """The things and the numbers of a split -> two lists of phrases. See UNSEEN."""
-    pairs = [pair for (pair,) in kinds(1, split)]
+    pairs = [pair for (pair,) in choices(1, split)]
     things = [f"a {size} {colour} {shape}" for size in SIZES for colour, shape in pairs]
     numbers = [NUMBERS[n] for n in range(1, 100) if (n % 7 == 0) == (split == "unseen")]
     return things, numbers

@@ -20,7 +20,7 @@ COLOURS = {
     "orange": (245, 130, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-KINDS = tuple(itertools.product(COLOURS, SHAPES))  # 30 pairs (colour, shape)
+NOUNS = tuple(itertools.product(COLOURS, SHAPES))  # 30 pairs (colour, shape)
 # Those that the split "seen" never shows, one of each colour. Nor does it say a multiple of seven.
 UNSEEN = set(zip(COLOURS, "circle triangle cross square star circle".split(), strict=True))
 SIZES = ("small", "large")
@@ -63,10 +63,10 @@ class Scene:
 
 
 @functools.cache
-def kinds(count, split):
-    """All ordered choices of `count` different kinds: "unseen" if at least one is, else "seen"."""
+def choices(count, split):
+    """All ordered choices of `count` different NOUNS: "unseen" if at least one is, else "seen"."""
     belong = []
-    for chosen in itertools.permutations(KINDS, count):
+    for chosen in itertools.permutations(NOUNS, count):
         is_new = not UNSEEN.isdisjoint(chosen)
         if is_new == (split == "unseen"):
             belong.append(chosen)
@@ -93,13 +93,13 @@ def chooser(uniforms):
 
 
 def scenes(n, seed, split="seen", things=None):
-    """n random Scenes of `things` things: 1, 2, or None for half and half. split: see `kinds`."""
+    """n random Scenes of `things` things: 1, 2, or None for half and half. split: see `choices`."""
     counts = (things,) if things else (2, 1)
     made = []
     for row in rng(seed, SCENES).random((n, 5)):
         pick = chooser(row)
         count = pick(counts)
-        chosen = pick(kinds(count, split))
+        chosen = pick(choices(count, split))
         size = pick(SIZES)
         relation = pick(RELATIONS)
         background = pick(tuple(BACKGROUNDS))
@@ -183,7 +183,7 @@ def draw(scenes, seed):
 
     A single thing lies within 4 pixels of the middle. Two things lie within 2 pixels of 1/4 and
     3/4 along the axis of their relation. All moves are steps of 2 pixels, which halves the phases
-    of a 4x4 grid. The brightness of the picture varies by 2 grey levels.
+    in a tokenizer's squares, down and across. The brightness varies by 2 grey levels.
     """
     r = rng(seed, DRAW)
     n = len(scenes)
@@ -262,15 +262,15 @@ WRITERS = {  # how many things each writes about
 
 @functools.cache
 def subjects(writer, split):
-    """All choices of kinds that a writer can write about in a split, see `kinds`."""
-    chosen = kinds(WRITERS[writer], split)
+    """All choices of NOUNS that a writer can write about in a split, see `choices`."""
+    chosen = choices(WRITERS[writer], split)
     if writer is not write_colour:
         return chosen
     return tuple((a, b) for a, b in chosen if a[1] != b[1])  # "the star" must be one thing
 
 
 def passages(n, seed, split="seen"):
-    """n passages of 2 to 4 agreeing sentences, 14 to 30 words. split: see `kinds`.
+    """n passages of 2 to 4 agreeing sentences, 14 to 30 words. split: see `choices`.
 
     Five forms: a relation and its inverse, a chain of relations, counting, sizes, and a question
     about a colour with its answer. "so" opens what follows from the sentences before.
@@ -280,6 +280,6 @@ def passages(n, seed, split="seen"):
     for row in rng(seed, PASSAGES).random((n, 8)):
         pick = chooser(row)
         writer = pick(writers)
-        names = [" ".join(kind) for kind in pick(subjects(writer, split))]
+        names = [" ".join(noun) for noun in pick(subjects(writer, split))]
         made.append(". ".join(writer(pick, *names)) + ".")
     return made

@@ -89,7 +89,7 @@ def test_tokens_are_those_that_went_through_the_network():
                       **common.FEW_PAIRS)
     training, run = common.start(of)
     seen, _ = common.learn(of, training, run)
-    steps = round(of.tokens / training.tokens)
+    steps = round(of.tokens / training.step_tokens)
     drawn = [ids for step in range(steps) for ids in training.batches.drawn(step)]
     for kind, count in zip(common.KINDS, seen):
         first = data.FIRST_TASK + common.KINDS.index(kind)

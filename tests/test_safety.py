@@ -28,7 +28,8 @@ def copy(trained, tmp_path):
 FLAGS = {  # value: what is told of it
     "--device abacus": "--device", "--modes jont=1": "--modes: no 'jont'; choose from joint, ",
     "--modes joint=0": "--modes", "--mix text=lots": "--mix: invalid name=value,name=value",
-    "--lr -1": "--lr: -1 is not from 0 up", "--lr nan": "--lr", "--minutes 0": "--minutes or",
+    "--lr -1": "--lr: -1 is not from 1e-09 up", "--lr nan": "--lr", "--minutes 0": "--minutes or",
+    "--muon-lr 0": "--muon-lr: 0 is not from", "--mix text=0": "--mix: give one of them a share",
     "--preset huge": "--preset: 'huge': choose from toy, ", "--shape 5": "--shape: 5 is no JSON",
     '--shape {"widht":64}': "--shape", '--shape {"width":100}': "--shape: width 100, depth 3",
     '--shape {"head_dim":0}': "--shape: width 192, depth 3, head_dim 0",

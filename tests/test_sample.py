@@ -181,7 +181,7 @@ def test_a_hole_in_a_picture_is_filled_before_its_caption_is_read(toy, monkeypat
     given = (toy, "image", np.full((32, 32, 3), 200, np.uint8), (0.5, 1), None, 2, 0, {"steps": 3})
     made = sample.infill_file(*given)
     assert len(made.outputs["text"]) == len(made.outputs["image"]) == 2
-    monkeypatch.setitem(toy.config["config"], "modes", {"joint": 1.0})  # no picture was seen alone
+    monkeypatch.setitem(toy.saved["config"], "modes", {"joint": 1.0})  # no picture was seen alone
     sample.infill_file(*given)
     assert order == [("image",), ("text",), ("image", "text")]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffusion as d
-from worlds import MASK, TWINS, WORLD, World, assert_law, assert_mean, random_joint
+from worlds import MASK, NOISY, TWINS, WORLD, World, assert_law, assert_mean, random_joint
 
 named = partial(pytest.mark.parametrize, "options", ids=str)
 
@@ -196,6 +196,7 @@ def test_each_position_keeps_to_its_own_ids_and_what_is_not_missing_stays_masked
 
 def test_grids_fall_from_one_to_zero():
     assert d.mask_rates("poly:2", 2) == [1.0, 0.25, 0.0]
+    assert min(d.mask_rates("poly:20", 60)[:-1]) > 0  # samplers divide by them
     assert d.mask_rates("cosine", 9) == pytest.approx(cosine_rates(9))
 
 
@@ -244,6 +245,18 @@ def test_guidance_over_two_tokens_in_random_order():
     assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == 2], law.ravel())
 
 
+def test_guidance_mixes_two_answers_of_the_network():
+    """To the digit, which samples cannot show: l_c + w (l_c - l_u) at both masked places."""
+    x = torch.tensor([[2, MASK, MASK]])
+    condition = torch.tensor([[True, False, False]])
+    proposer = d.Proposer(NOISY.predict, *NOISY.ranges(1), MASK, condition, 0.7, torch.Generator())
+    p = proposer.logits(x, x == MASK)[:, 1:].double().softmax(-1).numpy()  # (2, V)
+    with_it, without = (NOISY.conditional[NOISY.state(state)][1:, 1:]
+                        for state in ([2, MASK, MASK], [MASK, MASK, MASK]))
+    np.testing.assert_allclose(p, guided(with_it, without, 0.7), rtol=1e-5)
+    assert proposer.nfe.tolist() == [2]
+
+
 def test_temperature_has_the_closed_form():
     world = World([0.4, 0.3, 0.2, 0.1])
     x, _, _ = world.sample(20_000, sampler="first-hitting", seed=25, temperature=0.5)
@@ -269,11 +282,11 @@ def test_top_k_and_top_p_keep_the_right_ids():
 
 def test_proposals_come_with_the_networks_own_probability_and_entropy():
     """Those before temperature, top-k and top-p."""
-    denoiser = d.Denoiser(WORLD.predict, *WORLD.ranges(9), MASK, None, 0.0,
+    proposer = d.Proposer(WORLD.predict, *WORLD.ranges(9), MASK, None, 0.0,
                           torch.Generator().manual_seed(0), temperature=0.3, top_k=2, top_p=0.9)
     x = torch.zeros(9, 3, dtype=torch.long)
     where = torch.tensor([True, False, True]).expand(9, 3)
-    tokens, logp, entropy = denoiser.propose(x, where)
+    tokens, logp, entropy = proposer.propose(x, where)
     assert torch.equal(tokens != MASK, where)
     for i in (0, 2):
         p = WORLD.conditional[0, i]

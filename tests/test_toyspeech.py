@@ -26,7 +26,7 @@ def share_right(waves, phrases):
 
 def test_all_phrases_are_there_once_and_splits_keep_apart():
     both = SEEN + UNSEEN
-    assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.KINDS) + 99
+    assert len(both) == len(set(both)) == len(toyworld.SIZES) * len(toyworld.NOUNS) + 99
     for split, own in (("seen", SEEN), ("unseen", UNSEEN)):
         said = toyspeech.phrases(500, 0, split)
         assert 0.4 < np.mean([phrase.startswith("a ") for phrase in said]) < 0.6

@@ -20,7 +20,7 @@ def share_right(images, scenes):
 
 def test_scenes_hold_different_things_and_splits_keep_apart():
     """Of six colours and five shapes six pairs are not seen, but each colour and shape is."""
-    assert len(toyworld.UNSEEN) == 6 and toyworld.UNSEEN < set(toyworld.KINDS)
+    assert len(toyworld.UNSEEN) == 6 and toyworld.UNSEEN < set(toyworld.NOUNS)
     assert {colour for colour, _ in toyworld.UNSEEN} == set(toyworld.COLOURS)
     assert {shape for _, shape in toyworld.UNSEEN} == set(toyworld.SHAPES)
     for split, things in itertools.product(("seen", "unseen"), (None, 1, 2)):

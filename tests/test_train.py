@@ -172,7 +172,7 @@ def test_a_kind_trains_alone(tmp_path):
 
 def training(run, **settings):
     """The Training of a run's documents, and its first batch."""
-    config = train.Config(**{**run.config["config"], **settings})
+    config = train.Config(**{**run.saved["config"], **settings})
     documents = {kind: parts[0] for kind, parts in run.documents.items()}
     made = train.Training(config, run.stream, documents, torch.device("cpu"))
     return made, made.batch(0)

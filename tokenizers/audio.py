@@ -128,8 +128,7 @@ class Net(nn.Module):
     def encode(self, mel):
         """Mel (B, mels, T) -> latents (B, T / stride, groups, d)."""
         z = self.encoder((mel - self.mel_mean[:, None]) / self.scale)
-        z = z[..., :mel.shape[-1] // self.stride].mT
-        return z.unflatten(-1, (self.groups, -1))
+        return z.mT.unflatten(-1, (self.groups, -1))
 
     def decode(self, seen):
         """What FSQ makes of (B, steps, groups, d) -> natural log of magnitudes (B, bins, T)."""
@@ -199,7 +198,7 @@ def train(waves, config, steps, seed=0, device="cpu"):
 class Tokenizer(fsq.Codec):
     """Float waves (samples,) <-> codes (steps groups,), the groups of a step side by side."""
 
-    kind = "audio"
+    medium = "audio"
     Config = AudioConfig
     Net = Net
 

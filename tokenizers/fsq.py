@@ -1,8 +1,8 @@
 """Finite scalar quantisation (FSQ, arXiv 2309.15505), and what its two tokenizers share.
 
 A latent of d channels is bounded, each channel is rounded to one of levels[i] values, and the d
-digits, read as one mixed-radix number, are the token id. Nothing is learnt in the quantiser, so no
-code can die. The gradient goes straight through the rounding.
+digits, read as one mixed-radix number, are the code. Nothing is learnt in the quantiser, so no code
+can die. The gradient goes straight through the rounding.
 """
 import hashlib
 import json
@@ -66,7 +66,7 @@ class FSQ(nn.Module):
         return (self.digits(z).round().long() * self.places).sum(-1)
 
     def look_up(self, codes):
-        """Ids (...) -> what a decoder sees, (..., d)."""
+        """Codes (...) -> what a decoder sees, (..., d)."""
         return self.centred(codes[..., None] // self.places % self.levels)
 
 
@@ -90,7 +90,7 @@ def usage(codes):
 class Codec:
     """What image and audio tokenizers share: a config, a network, its training, a file.
 
-    Subclasses name them: kind ("image" or "audio") and the classes Config and Net.
+    Subclasses name them: medium ("image" or "audio") and the classes Config and Net.
     """
 
     def __init__(self, config, steps, seed=0):
@@ -113,7 +113,7 @@ class Codec:
         unsound = "{} tokenizer: the {} not finite after {} steps: look for extreme samples"
         weights = list(self.net.parameters())
         optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-        bar = trange(self.steps, desc=f"{self.kind} tokenizer", leave=False, mininterval=0.5)
+        bar = trange(self.steps, desc=f"{self.medium} tokenizer", leave=False, mininterval=0.5)
         for step in bar:
             done = step / self.steps
             rise = min(1.0, done / warmup + 0.02)
@@ -125,15 +125,15 @@ class Codec:
             norm = nn.utils.clip_grad_norm_(weights, 1.0)
             if not (loss + norm).isfinite():
                 bar.close()
-                raise DataError(unsound.format(self.kind, "loss or its gradient is", step))
+                raise DataError(unsound.format(self.medium, "loss or its gradient is", step))
             optimizer.step()
         if not all(value.isfinite().all() for value in self.net.state_dict().values()):
-            raise DataError(unsound.format(self.kind, "weights are", self.steps))
+            raise DataError(unsound.format(self.medium, "weights are", self.steps))
 
     @property
     def name(self):
         """12 hex digits of the config and the weights."""
-        digest = hashlib.sha256(json.dumps([self.kind, asdict(self.config)]).encode())
+        digest = hashlib.sha256(json.dumps([self.medium, asdict(self.config)]).encode())
         for key, value in self.net.state_dict().items():
             digest.update(key.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
@@ -162,7 +162,7 @@ class Codec:
         return codec
 
     def look_up(self, codes):
-        """Ids (n,) -> what a decoder sees, (n, d) on the device."""
+        """Codes (n,) -> what a decoder sees, (n, d) on the device."""
         codes = torch.from_numpy(row_of_codes(codes, self.size))
         return self.net.fsq.look_up(codes.to(self.device))
 

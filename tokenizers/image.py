@@ -273,7 +273,7 @@ def train(images, config, steps, seed=0, device="cpu"):
 class Tokenizer(fsq.Codec):
     """uint8 (H, W, C) <-> codes (K + h w,): the palette, then the squares row by row."""
 
-    kind = "image"
+    medium = "image"
     Config = ImageConfig
     Net = Net
 

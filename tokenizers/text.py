@@ -41,12 +41,12 @@ def pattern_of(texts):
     tiktoken's regex. All that the texts do not hold are other signs.
     """
     # by Unicode category: letters, marks and joiners that combine with them, numbers, blanks
-    kinds = {"L": "A-Za-z", "M": "\u200c\u200d", "N": "0-9", "Z": " \t-\r"}
+    classes = {"L": "A-Za-z", "M": "\u200c\u200d", "N": "0-9", "Z": " \t-\r"}
     for character in sorted(set().union(*texts)):
-        kind = unicodedata.category(character)[0]
-        if kind in kinds and not character.isascii():
-            kinds[kind] += character
-    letter, mark, digit, blank = kinds.values()
+        category = unicodedata.category(character)[0]
+        if category in classes and not character.isascii():
+            classes[category] += character
+    letter, mark, digit, blank = classes.values()
     return (
         f"[ ']?[{letter}][{letter}{mark}]{{0,{LONGEST - 1}}}"
         f"| ?[{digit}]{{1,3}}"

@@ -4,7 +4,7 @@
 
 Timed are the step of train.py, that of its autoregressive twin (the same network with a causal
 mask, a loss at every token), and one large matrix product. The flags of train.py are taken, too:
-python train.py --help. --steps says how many steps a lap has (20).
+python train.py --help. --steps: of a lap (20).
 """
 import dataclasses
 import resource
@@ -77,13 +77,13 @@ def matmul_rate(device, dtype):
     return 2 * n ** 3 / min(timeit.repeat(product, number=1, repeat=10))
 
 
-def lap(training):
+def lap(training, steps):
     """Median seconds that a batch takes to make and a step to run: (2,)."""
     config = training.config
-    rule = train.batch_rule(training.tokens, train.BASE["tokens"], config)
+    rule = train.batch_rule(training.step_tokens, train.BASE["tokens"], config)
     optimizers = training.optimizers(rule)
     seconds = []
-    for step in range(WARM_UP + (config.steps or 20)):
+    for step in range(WARM_UP + steps):
         start = time.perf_counter()
         batch = training.batch(step)
         made = time.perf_counter()
@@ -97,10 +97,10 @@ def lap(training):
 def figures(name, training, laps, rate):
     """Print and return what the laps of a Training say: medians, tokens without padding."""
     making, seconds = np.median(laps, 0).tolist()
-    looked = float((training.batch(0).weight > 0).sum()) / training.tokens
-    flops = training.tokens * flops_per_token(training.net, training.batches.length, looked)
+    looked = float((training.batch(0).weight > 0).sum()) / training.step_tokens
+    flops = training.step_tokens * flops_per_token(training.net, training.batches.length, looked)
     result = dict(batch_ms=1000 * making, step_ms=1000 * seconds,
-                  tokens_per_second=training.tokens / seconds, flops_per_step=flops,
+                  tokens_per_second=training.step_tokens / seconds, flops_per_step=flops,
                   utilised=flops / seconds / rate, laps_ms=[1000 * step for _, step in laps])
     print("{0:15}{batch_ms:7.1f} ms{step_ms:8.1f} ms{tokens_per_second:11,.0f}{utilised:10.0%}"
           .format(name, **result), flush=True)
@@ -115,7 +115,7 @@ def peak_memory(device):
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def bench(config, device, laps):
+def bench(config, device, laps, steps=20):
     """Time it all, print a table, return the figures. laps: of each network, in turn."""
     torch.set_float32_matmul_precision("high")
     name = f"{device.type}, {torch.get_num_threads()} threads"
@@ -127,16 +127,16 @@ def bench(config, device, laps):
     rows = training.batches
     result = dict(device=name, torch=torch.__version__, dtype=config.dtype, preset=config.preset,
                   rows=rows.count, length=rows.length, padding=training.padding(),
-                  tokens_per_step=training.tokens, matmul_flops=rate)
+                  tokens_per_step=training.step_tokens, matmul_flops=rate)
     print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
           "{padding:.1%} of them padding".format(**result))
     print("                    batch       step   tokens/s  utilised", flush=True)
     training.compile()
-    lap(training)
+    lap(training, steps)
     result["peak_bytes"] = peak_memory(device)
     twin = Twin(config, stream, documents, device)
     twin.compile()
-    timed = [(lap(training), lap(twin)) for _ in range(laps)]
+    timed = [(lap(training, steps), lap(twin, steps)) for _ in range(laps)]
     first, second = zip(*timed)
     result["diffusion"] = figures("diffusion", training, first, rate)
     result["autoregressive"] = figures("autoregressive", twin, second, rate)
@@ -153,7 +153,9 @@ def main():
     args, rest = parser.parse_known_args()
     config, _ = train.parse(rest)
     train.check_settings(config)
-    result = bench(config, files.pick_device(config.device), args.laps)
+    steps = config.steps or 20
+    config.steps = 0  # or few of them would not be compiled
+    result = bench(config, files.pick_device(config.device), args.laps, steps)
     if args.json:
         files.write_json(args.json, result)
 

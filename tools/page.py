@@ -29,9 +29,9 @@ def escaped(text):
     return html.escape(files.printable(text))
 
 
-def inline(kind, content):
+def inline(mime, content):
     """The bytes of a file as an address."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -90,8 +90,8 @@ def sureness(run, film):
 
 
 def frames_of(film, row):
-    """Which frames of a row's film to show: as even in masked tokens as it has them, and the last
-    one. Increasing."""
+    """Which frames of a row's film to show: evenly spaced in masked tokens, and the last one.
+    Increasing."""
     left = np.array([int((frame[row] == MASK).sum()) for frame in film])
     wanted = np.linspace(left[0], left[-1], FRAMES)
     at = np.abs(left[:, None] - wanted).argmin(0)                         # (FRAMES,)
@@ -307,8 +307,9 @@ def write(folder, run=None, seed=0):
         if name in saved:
             text = escaped(json.dumps(saved[name], indent=1, ensure_ascii=False))
             body.append(f"<details><summary>{heading}</summary><pre>{text}</pre></details>")
-    text = TEMPLATE.read_text(encoding="utf-8").replace("{{body}}", "\n".join(body))
+    text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("{{name}}", escaped(folder.resolve().name))
+    text = text.replace("{{body}}", "\n".join(body))
     files.write_text(folder / "index.html", text)
     return folder / "index.html"
 

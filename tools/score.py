@@ -102,8 +102,8 @@ def learnt_pictures(run):
 
 
 def fresh_pictures(run, known, scenes, seed, tries=40):
-    """Pictures of scenes whose tokens none of the `known` has (see `learnt_pictures`) -> pictures,
-    and how many are left that do after so many tries."""
+    """Pictures of scenes, drawn anew up to `tries` times while their tokens are among the `known`
+    (see `learnt_pictures`), and how many still are."""
     pictures = {}  # of each scene's number
     stale = range(len(scenes))
     for attempt in range(tries):
@@ -304,12 +304,13 @@ def score(run, n=200, seed=SEED, tasks=(), **changes):
     `reconstructions`, "bound": see `bounds`; of chosen tasks those alone. changes: to how they are
     sampled.
     """
-    settings = run.config["config"]
+    settings = run.saved["config"]
     toy = not (settings["text"] or settings["images"] or settings["speech"])
     cells = toy_cells(run, n, seed) if toy else own_cells(run, n)
     for task in tasks or cells:
         if task not in cells:
-            raise files.UsageError(f"{task}: this run is judged on {', '.join(cells)}")
+            known = ", ".join(cells) or "its bound alone"
+            raise files.UsageError(f"{task}: this run is judged on {known}")
         sample.check_options(task, changes)
     out = {}
     for task in tasks or cells:
@@ -343,7 +344,7 @@ def units_of(run, modality, codes):
 
 
 def extent_nats(run, extents):
-    """-log p of texts' extents (n,), from the training documents' with one added to each count.
+    """-log p of texts' extents (n,): their frequency in training, one added to each count.
 
     A token sees its own document only, which gives its extent away: the bound is one on
     -log p(text | extent). This is what is missing to -log p(text).
@@ -427,7 +428,7 @@ def share(cell):
     return percent(right, cell["all_stderr"])
 
 
-def with_errors(entry):
+def measured(entry):
     """The names in an entry that have a standard error beside them."""
     return [name for name in entry if f"{name}_stderr" in entry]
 
@@ -437,7 +438,7 @@ def task_lines(task, result):
     samples = 0
     for name, cell in result["cells"].items():
         samples += cell["n"]
-        rest = [f"{mark} {100 * cell[mark]:.0f}%" for mark in with_errors(cell) if mark != "all"]
+        rest = [f"{mark} {100 * cell[mark]:.0f}%" for mark in measured(cell) if mark != "all"]
         if "note" in cell:
             rest.append(cell["note"])
         yield f"{task:15} {name:19} {share(cell):>13}   " + ", ".join(rest)
@@ -465,7 +466,7 @@ def table(scores):
         for name, entry in scores["bound"].items():
             line = f"{name:38} {entry['nats_per_token']:7.3f} ± {entry['stderr']:.3f}   "
             line += f"{entry['bits_per_token']:.3f} a token"
-            for unit in with_errors(entry):
+            for unit in measured(entry):
                 line += f", {entry[unit]:.3f} a {unit.removeprefix('bits_per_')}"
             lines.append(line)
     return "\n".join(lines)
