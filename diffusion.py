@@ -36,7 +36,7 @@ T_MIN = 1e-3  # times stay in [T_MIN, 1 - T_MIN]: with those near 0 the variance
 @dataclass(frozen=True)
 class Schedule:
     mask_rate: Callable  # t -> 1 - alpha; the difference itself would round small rates to 0
-    slope: Callable      # t -> derivative of the mask rate, at least 0
+    slope: Callable      # t -> its derivative, -alpha'
 
 
 SCHEDULES = {
