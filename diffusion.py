@@ -268,7 +268,7 @@ class Proposer:
             return tokens, logp, entropy
         full = self.logits(x, where).log_softmax(-1)                      # (M, V)
         if self.temperature > 0:
-            scaled = filter_logits(full / self.temperature, self.top_k, self.top_p).double()
+            scaled = filter_logits(full.double() / self.temperature, self.top_k, self.top_p)
             chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
         else:
             chosen = full.argmax(-1)

@@ -130,7 +130,7 @@ def sole_writer(folder):
     with open(folder / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UsageError(f"--run {quoted(folder)}: another training is writing there; "
                              "wait for it, or choose another --run")
         yield
@@ -146,9 +146,11 @@ def pick_device(name="auto"):
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-        return device
+        if name == "meta":
+            raise RuntimeError("computes nothing")
+        return torch.zeros(1, device=name).device  # cuda -> cuda:0
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device {name}: no such device here; try --device cpu")
 
@@ -208,7 +210,7 @@ def number(numeric, least, most=math.inf):
 
 def message(error):
     """What a person is told of an exception: one line."""
-    if isinstance(error, (DataError, ValueError)):
+    if isinstance(error, DataError):
         return str(error)
     # torch's own words, for GPUs and for CPUs
     if isinstance(error, MemoryError) or re.search("out of memory|tried to allocate", str(error)):

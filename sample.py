@@ -19,6 +19,7 @@ generate (prompts) asks answer (a task), which asks fill (rows), which asks diff
 """
 import functools
 import io
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -154,10 +155,10 @@ class Run:
         size = max(1, TOKENS_AT_ONCE // x.shape[1])
         logits = []
         for ids, look in zip(x.split(size), where.split(size)):
-            rows = self.stream.describe(ids.to(self.device))
+            rows = self.rows(ids)
+            given = [z.to(self.device) for z in (rows.ids, rows.place, rows.doc, look)]
             with files.autocast(self.device, self.dtype):
-                part = self.net(rows.ids, rows.place, rows.doc, look.to(self.device))
-            logits.append(part.to(x.device))
+                logits.append(self.net(*given).to(x.device))
         return torch.cat(logits)
 
     def predict(self, x, where):
@@ -194,10 +195,11 @@ def load_run(folder, device=None):
     tokenizers = data.load_tokenizers(folder, config["tokenizers"])
     net = models.Transformer(models.ModelConfig(**config["model"]))
     state = files.load(folder / "checkpoint.pt")
-    for parameter, average in zip(net.parameters(), state["average"]):
-        parameter.data.copy_(average)
-    dtype = torch.float32
-    if config["config"]["dtype"] != "float32":
+    with files.reading(folder / "checkpoint.pt"):
+        for parameter, average in zip(net.parameters(), state["average"], strict=True):
+            parameter.data = average.view(parameter.shape)
+    dtype = getattr(torch, config["config"]["dtype"])
+    if dtype != torch.float32 and config.get("device") != device.type:
         dtype = files.fast_dtype(device)
     return Run(folder, config, stream, tokenizers, net.to(device).eval(), device, dtype)
 
@@ -384,8 +386,11 @@ def drawn_extents(run, at_least, seed):
 def text_rows(run, prompts, length, seed):
     """Rows (B, L) of texts to go on from prompts; length: of each, or None to draw it."""
     codes = run.tokenizers["text"].encode([prompt or "" for prompt in prompts])
+    longest = run.stream.slots["text"][0]
+    if length and length > longest:
+        raise UsageError(f"--length {length}: texts of this run have at most {longest} tokens")
     if length:
-        extents = [min(length, run.stream.slots["text"][0])] * len(codes)
+        extents = [length] * len(codes)
     else:
         extents = drawn_extents(run, np.array([len(c) for c in codes]), seed)
     documents = []
@@ -456,7 +461,7 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
         start += run.tokenizers["image"].config.colours
     free = HEAD + len(codes) - start
     first, last = share
-    document[start + int(first * free):start + int(last * free)] = MASK
+    document[start + int(first * free):start + math.ceil(last * free)] = MASK
     rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0

@@ -177,19 +177,35 @@ class Config:
 
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
-    patch = config.image_tokenizer.get("patch") or 4
-    side = config.image_side or 8 * patch  # until the pictures are read, any that squares divide
+    own = any(getattr(config, name) for name in NOT_READ)
+
+    def network():
+        net = models.Transformer(config.model(vocab=8, places=8))
+        models.param_groups(net, 1.0, 1.0, 1.0)
+
+    def image_tokenizer():
+        side = 32  # of the toy world
+        if own:  # until the pictures are read, any that squares divide
+            side = config.image_side or 8 * config.image_tokenizer.get("patch", 4)
+        image.Net(image.ImageConfig(side, 3, **config.image_tokenizer))
+
     attempts = {
         "--schedule": lambda: diffusion.schedule(config.schedule),
-        "--shape": lambda: config.model(vocab=8, places=8),
-        "--image-tokenizer": lambda: image.ImageConfig(side, **config.image_tokenizer),
-        "--speech-tokenizer": lambda: audio.AudioConfig(**config.speech_tokenizer),
+        "--shape": network,
+        "--image-tokenizer": image_tokenizer,
+        "--speech-tokenizer": lambda: audio.Net(audio.AudioConfig(**config.speech_tokenizer)),
     }
     for flag, attempt in attempts.items():
         try:
-            attempt()
-        except (ValueError, TypeError) as error:
+            with torch.device("meta"):  # shapes without memory
+                attempt()
+        except Exception as error:  # whatever a number or a word in the wrong place raises
             raise UsageError(f"{flag}: {error}")
+    for name in NOT_READ:
+        if "" in getattr(config, name):
+            raise UsageError(f"--{name}: an empty path; name a file or a folder")
+    if config.resume and config.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not config.steps and not config.minutes:
         raise UsageError("--minutes or --steps must be above 0")
     for name in ("mix", "modes"):
@@ -417,10 +433,6 @@ class Training:
             member = stream.describe(self.batches(0)).member              # (B, L)
             sizes = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
             config.loss_weights = dict(zip(TERMS, (sizes / sizes.sum()).tolist()))
-        for kind in documents:
-            terms = [name for name in self.terms if name.split("/")[0] == kind]
-            if not any(config.loss_weights.get(name) for name in terms):
-                raise UsageError(f"--loss-weights: give {' or '.join(terms)} a weight above 0")
         shape = config.model(stream.vocab, stream.places)
         self.net = models.Transformer(shape, config.seed).to(device)
         self.average = [p.detach().clone() for p in self.net.parameters()]
@@ -506,14 +518,20 @@ class Training:
         eager = self.net.trunk
         self.net.trunk = torch.compile(eager)
         start = time.perf_counter()
+        failed = ""
         try:
-            self.step_seconds(3)
-            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+            part = self.batch(0).to(self.device).split(config.micro_batch)[0]
+            with self.autocast:
+                diffusion.loss_terms(self.net, part).sum().backward()
         except Exception as error:  # whatever a missing compiler raises, training goes on without
-            print(f"torch.compile failed ({files.reason(error)}): training without", flush=True)
+            failed = files.reason(error)
+            print(f"torch.compile failed ({failed}): training without", flush=True)
+        self.net.zero_grad(set_to_none=True)
+        if any_process(bool(failed), self.device):  # all of them alike
             self.net.trunk = eager
-            self.net.zero_grad(set_to_none=True)
             config.compile = "off"
+        else:
+            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def train(config, folder, stream, documents, device):
@@ -591,7 +609,7 @@ def describe_run(config, folder, training, plan, rule, step):
     """Write what was settled to config.json and print it."""
     saved = files.read_json(folder / "config.json")
     saved.update(config=run_settings(config), model=vars(training.net.config), rule=rule,
-                 step_tokens=training.step_tokens)
+                 step_tokens=training.step_tokens, device=training.device.type)
     files.write_json(folder / "config.json", saved)
     batches = training.batches
     millions = models.count_parameters(training.net)["total"] / 1e6
@@ -605,15 +623,16 @@ def describe_run(config, folder, training, plan, rule, step):
 def keep_until(path, step):
     """Drop the log's lines of later steps, written after the checkpoint: they come again."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be cut
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        with files.reading(path):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be cut
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
         files.write_text(path, "".join(line + "\n" for line in kept))
 
 
-def write_page(folder, run=None):
-    """The run's page. During training a page is not worth a run."""
+def write_page(folder):
+    """The run's page during the training, which it is not worth."""
     try:
-        return page.write(folder, run)
+        page.write(folder)
     except Exception as error:
         print(f"the page could not be written ({files.reason(error)})", flush=True)
 
@@ -656,7 +675,7 @@ def any_process(flag, device):
 
 
 # ------------------------------------------------------------------------------------------------
-# Run folders. config.json with our layout version clock one. Nothing else is ever touched.
+# Run folders. config.json with our layout version marks one. Nothing else is ever touched.
 
 RUN_FILES = [
     "checkpoint.pt", "documents.pt", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
@@ -674,8 +693,10 @@ def marker(folder):
         saved = files.read_json(folder / "config.json")
     except DataError:
         return None
-    ours = isinstance(saved, dict) and "layout_version" in saved
-    return saved if ours else None
+    if isinstance(saved, dict) and isinstance(saved.get("config"), dict):
+        if "layout_version" in saved and "batch_tokens" in saved["config"]:
+            return saved
+    return None
 
 
 def check_folder(folder, config):
@@ -701,11 +722,13 @@ def check_folder(folder, config):
 
 
 def start_run(folder, config):
-    """Remove what an earlier run wrote, and mark the folder."""
-    for name in RUN_FILES:  # the marker last
-        (folder / name).unlink(missing_ok=True)
+    """Remove what an earlier run wrote, and mark the folder. It is a run's at any moment."""
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     files.write_json(folder / "config.json",
                      {"layout_version": data.LAYOUT_VERSION, "config": run_settings(config)})
+    for name in RUN_FILES:
+        if name != "config.json":
+            (folder / name).unlink(missing_ok=True)
 
 
 def resume_run(folder, config, given):
@@ -723,14 +746,15 @@ def resume_run(folder, config, given):
             setattr(config, name, saved[name])
 
 
-def prepared(config, folder, device, clock):
+def prepared(config, folder, device, clock, sources=None):
     """Stream and documents: read from the run folder, or made now and written there."""
     saved = files.read_json(folder / "config.json")
     if "stream" in saved:  # written last, so all the rest was there: what is lost is an error
         data.load_tokenizers(folder, saved["tokenizers"])  # refuses lost or altered ones
         stream = data.Stream(**saved["stream"])
         return stream, data.load_documents(folder / "documents.pt")
-    stream, documents, tokenizers = prepare.prepare(config, folder, device, clock)
+    sources = sources or prepare.sources_of(config)
+    stream, documents, tokenizers = prepare.prepare(config, sources, folder, device, clock)
     saved["stream"] = {"codes": stream.codes, "slots": stream.slots}
     saved["tokenizers"] = {modality: t.name for modality, t in tokenizers.items()}
     files.write_json(folder / "config.json", saved)
@@ -754,6 +778,7 @@ def main():
         backend = "nccl" if device.type == "cuda" else "gloo"
         # the others wait while the first one reads the data
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+        dist.barrier()  # all have looked at the folder
     with files.sole_writer(folder) if rank() == 0 else contextlib.nullcontext():
         make_run(config, given, folder, device, clock)
     if world_size() > 1:
@@ -765,9 +790,11 @@ def make_run(config, given, folder, device, clock):
     if config.resume:
         resume_run(folder, config, given)
     if rank() == 0:
+        sources = None
         if not config.resume:
+            sources = prepare.sources_of(config)  # bad data are refused while all is as it was
             start_run(folder, config)
-        stream, documents = prepared(config, folder, device, clock)
+        stream, documents = prepared(config, folder, device, clock, sources)
     if world_size() > 1:
         dist.barrier()
         if rank() > 0:  # reads what the first process has made
@@ -783,7 +810,7 @@ def make_run(config, given, folder, device, clock):
         files.write_json(folder / "scores.json", scores)
         print(score.table(scores))
     clock.append(("page", time.time()))
-    print(f"page: {write_page(folder, trained)}")
+    print(f"page: {page.write(folder, trained)}")
     clock.append(("end", time.time()))
     seconds = {part: end - began for (part, began), (_, end) in zip(clock, clock[1:])}
     files.write_json(folder / "seconds.json", seconds)

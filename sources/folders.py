@@ -143,8 +143,10 @@ def open_clip(path, longest=20.0):
         rate = recording.samplerate
         channels = recording.read(int(longest * rate) + 1, dtype="float32", always_2d=True)
         seconds = len(channels) / rate
+        if is_cut(recording, len(channels), longest):
+            raise DataError("ends before its header says: fetch it again")
         if seconds > longest:
-            raise DataError(f"lasts over {longest:g} s (--longest-clip)")
+            raise DataError(f"lasts over {longest:g} s (--longest-clip of train.py)")
         if seconds < SHORTEST:
             raise DataError(f"lasts {seconds:.2f} s, under {SHORTEST:g} s")
         loudest = np.abs(channels).max()
@@ -158,6 +160,14 @@ def open_clip(path, longest=20.0):
         if np.abs(wave).max() < max(QUIETEST, 0.01 * loudest):
             raise DataError("is silent as one channel at 16 kHz: keep one of its channels")
         return wave.astype(np.float32)
+
+
+def is_cut(recording, length, longest):
+    """Whether there is less of a recording than its header says. length: samples that were read."""
+    if recording.format == "MP3":
+        return length < 0.9 * min(recording.frames, longest * recording.samplerate)
+    told = re.search(r"(?:data|SSND|Size) *: (\d+) \(should be (\d+)", recording.extra_info)
+    return bool(told) and int(told[2]) < int(told[1]) < 2 ** 31 - 4096  # more: a stream's header
 
 
 def resample(wave, rate):
@@ -267,15 +277,18 @@ class Folder:
 
 def rows_beside(folder, endings):
     """Each file that has such an ending, with the .txt of the same name."""
+    names = [name for name in folder.names if ending(name) in endings]
+    stems = {os.path.splitext(name)[0] for name in names}
     rows = []
-    for name in folder.names:
-        if ending(name) not in endings:
-            continue
+    for name in names:
         stem = os.path.splitext(name)[0]
         try:
             if folded(f"{stem}.txt") not in folder.index:
                 raise DataError(f"{quoted(stem)}.txt is missing")
             text = folder.find(f"{stem}.txt", [""], [".txt"])
+            owner = os.path.splitext(text)[0]
+            if owner != stem and owner in stems:  # a.txt is a.png's, not A.png's
+                raise DataError(f"{quoted(stem)}.txt is missing")
             if text in folder.used:
                 raise DataError(f"a second file beside {quoted(text)}")
             texts = [folder.read(text)]
@@ -317,7 +330,7 @@ def csv_rows(content):
     first = content.lstrip().split("\n")[0]
     columns = chosen_columns(first.split(","))
     if columns:  # quoted cells may hold line ends
-        table = csv.reader(io.StringIO(content), strict=True)
+        table = csv.reader(io.StringIO(content), strict=True, skipinitialspace=True)
     else:
         columns = chosen_columns(first.split("|"))
         table = [split_bars(line) for line in content.split("\n")]
@@ -351,11 +364,15 @@ def split_bars(line):
 def text_column(table):
     """The column of the texts, where none is named.
 
-    It is the last of those that vary: of LJSpeech the normalised one, and neither a speaker nor
-    a language, before the text or behind it.
+    It is the last of those that hold letters and vary: of LJSpeech the normalised one, and neither
+    a speaker nor a language, before the text or behind it. DataError if another one is far longer.
     """
-    counts = [len(set(column) - {""}) for column in zip(*table)][1:]
+    columns = [[cell for cell in column if re.search(r"[^\W\d_]", cell)] for column in zip(*table)]
+    counts = [len(set(column)) for column in columns][1:]
     varied = [column for column, count in enumerate(counts, 1) if 2 * count > max(counts)]
+    sizes = [sum(map(len, columns[column])) for column in varied]
+    if sizes and 2 * sizes[-1] < max(sizes):
+        raise DataError("two columns may be the texts: name them in a first line, as id|text")
     return max(varied, default=1)
 
 
@@ -567,6 +584,10 @@ def read_speech(folders, skip_bad=False, longest_text=300, longest=20.0):
     longest_text: characters of a transcript. longest: seconds of a recording.
     """
     items, left = gather("--speech", folders, items_of, CLIPS)
+    transcripts = {}
+    for item in items:
+        if item.file and transcripts.setdefault(item.file, item.text) != item.text:
+            item.why = item.why or f"{quoted(item.file)}: has two transcripts"
     opened = functools.partial(open_clip, longest=longest)
     judge(items, opened, longest_text)
     items = usable("--speech", items, skip_bad)

@@ -23,13 +23,20 @@ HELD = 512  # held-out documents of each kind, at most
 
 def sources_of(config):
     """{kind: Source} of one's own folders, or of the toy world. UsageError for one not in --mix."""
-    if not (config.text or config.images or config.speech):
+    if config.text or config.images or config.speech:
+        sources = own_sources(config)
+    else:
         kinds = [kind for kind in KINDS if config.mix.get(kind)]
-        return {kind: toy_source(kind, config.items, config.seed) for kind in kinds}
-    sources = own_sources(config)
-    for kind in sources:
+        sources = {kind: toy_source(kind, config.items, config.seed) for kind in kinds}
+    for kind, source in sources.items():
+        terms = [f"{kind}/{modality}" for modality in KINDS[kind]]
         if not config.mix.get(kind):
             raise UsageError(f"--mix gives {kind} no share: give it one, or no flag for its folder")
+        if config.loss_weights and not any(config.loss_weights.get(name) for name in terms):
+            raise UsageError(f"--loss-weights: give {' or '.join(terms)} a weight above 0")
+        if len(set(source.keys)) < 2:
+            raise DataError(f"{source.name}: holds only one item, or several copies of one: give "
+                            "two or more, since some are held out")
     return sources
 
 
@@ -71,12 +78,10 @@ def split(source):
     for i, key in enumerate(source.keys):
         groups.setdefault(key, []).append(i)
     groups = list(groups.values())
-    if len(groups) < 2:
-        raise DataError(f"{source.name}: holds only one item, or several copies of one: give two "
-                        "or more, since some are held out")
     wanted = min(2 * HELD, len(source) // 20)  # some will have a training item's tokens
+    order = rng(0, 17).permutation(len(groups))  # the same for every seed
     held = []
-    for n in rng(0, 17).permutation(len(groups))[:-1]:  # the same for every seed
+    for n in sorted(order, key=lambda n: len(groups[n]) > wanted)[:-1]:  # many copies are learnt
         held += groups[n]
         if len(held) >= wanted:
             break
@@ -191,14 +196,13 @@ def make_documents(stream, kind, codes, at):
     return documents
 
 
-def prepare(config, folder, device, clock):
-    """Settings -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
+def prepare(config, sources, folder, device, clock):
+    """Sources -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
 
     Writes tokenizers, their reports and documents.pt into folder. Items are held out by content:
     none is in the training set, not even as the same tokens. Tokenizers see training items only.
     clock: (part, when it began) of the run so far; parts of this one are added.
     """
-    sources = sources_of(config)
     train, held = {}, {}
     for kind, source in sources.items():
         train[kind], held[kind] = split(source)

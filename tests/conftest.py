@@ -48,4 +48,4 @@ def quick(monkeypatch):
 @pytest.fixture
 def no_page(monkeypatch):
     """Films take most of a tiny run."""
-    monkeypatch.setattr(train, "write_page", lambda folder, run=None: folder / "index.html")
+    monkeypatch.setattr(train.page, "write", lambda folder, run=None: folder / "index.html")

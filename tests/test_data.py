@@ -11,9 +11,9 @@ from files import DataError
 from worlds import assert_law
 
 CODES = {"text": (1, 10), "image": (1, 4), "speech": (2, 6)}
-SLOTS = {"text": [32], "image-text": [4, 5], "speech-text": [8, 5]}
+SLOTS = {"text": [30], "image-text": [4, 5], "speech-text": [8, 5]}
 STREAM = data.Stream(CODES, SLOTS)
-FIRST = {"text": (8, 1), "image": (19, 33), "speech": (24, 37)}  # id and place, by hand
+FIRST = {"text": (8, 1), "image": (19, 31), "speech": (24, 35)}  # id and place, by hand
 
 
 def documents(kind, n):
@@ -42,7 +42,7 @@ def test_a_document_by_hand():
     caption = [SPECIALS.index("<text>"), 8 + 7, 8 + 8] + [8 + 10] * 3
     assert made.tolist() == head + speech + caption
     assert (STREAM.document("image-text", [None, [1]])[2:6] == MASK).all()
-    assert STREAM.vocab == 24 + 2 * 7 and STREAM.places == 37 + 8
+    assert STREAM.vocab == 24 + 2 * 7 and STREAM.places == 35 + 8
 
 
 def test_codes_survive_a_member_up_to_the_first_end_after_whole_steps():
@@ -59,11 +59,11 @@ def test_codes_survive_a_member_up_to_the_first_end_after_whole_steps():
 
 
 def test_texts_are_cut_in_order_and_hide_their_length():
-    codes = np.arange(75) % 10
+    codes = np.arange(70) % 10
     made = STREAM.texts(codes)
-    assert [len(d) for d in made] == [34, 34, 2 + 16]  # 11 codes, an end, 4 more ends
+    assert [len(d) for d in made] == [32, 32, 2 + 16]  # 10 codes, an end, 5 more ends
     text = np.concatenate([d[2:] for d in made]) - STREAM.start["text"]
-    assert text.tolist() == codes.tolist() + [10] * 5
+    assert text.tolist() == codes.tolist() + [10] * 6
 
 
 def members(kind):
@@ -157,6 +157,12 @@ def test_times_are_stratified_within_a_kind_and_modes_have_their_shares():
     assert_law(drawn, [modes.get(mode, 0) for mode in diffusion.PAIR_MODES])
 
 
+def test_times_move_within_their_strata():
+    draws = [data.document_noise(np.zeros(4, int), train.Config(), data.rng(i))[0]
+             for i in range(2000)]
+    assert_law(torch.histc(torch.cat(draws), 16, 0, 1), np.ones(16))
+
+
 def noised(step=0, **changes):
     return data.noised_batch(STREAM, ROWS, train.Config(**changes), step)
 
@@ -176,6 +182,15 @@ def test_noise_is_a_function_of_seed_and_step_and_complement_adds_the_other_view
     assert torch.equal(two.x.chunk(2)[0], one.x)
     assert torch.equal(two.target, ROWS.repeat(2, 1)) and torch.equal(two.counts, 2 * one.counts)
     assert torch.equal((two.weight > 0).view(2, *ROWS.shape).sum(0), could.long())
+
+
+def test_schedule_and_weighting_reach_the_batch():
+    linear = noised(modes={"joint": 1}, weighting={"image-text": "unweighted"})
+    pair = (linear.member == 1) | (linear.member == 2)
+    at = linear.weight > 0
+    assert (linear.weight[at & pair] == 2).all() and (linear.weight[at & ~pair] != 2).all()
+    cosine = noised(modes={"joint": 1}, schedule="cosine")  # hides these, and more
+    assert ((cosine.x == MASK) | (linear.x != MASK)).all() and not cosine.x.equal(linear.x)
 
 
 def test_the_twin_predicts_every_token_from_those_before_it():

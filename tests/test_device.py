@@ -38,7 +38,7 @@ def test_a_pretended_device_notices_what_is_left_on_the_cpu(pretended):
 def test_training_and_resuming_mix_no_devices(optimizer, trained, pretended, tmp_path):
     folder = begun(trained[0], tmp_path / "run", steps=2, optimizer=optimizer, micro_batch=3,
                    complement=True)
-    pretended.setattr(train, "write_page", lambda folder, run=None: "")
+    pretended.setattr(train.page, "write", lambda folder, run=None: "")
     pretended.setattr(train, "any_process", lambda flag, device: True)  # as after Ctrl-C
     assert "stopped after step 1 of 2" in told(train.main, "--resume", "--run", folder)[1]
     pretended.setattr(train, "any_process", lambda flag, device: False)

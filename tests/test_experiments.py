@@ -148,10 +148,12 @@ def test_likelihood_of_a_causal_network_is_the_sum_of_its_tokens(monkeypatch):
 def test_the_batch_rule_carries_tuned_settings_as_it_carries_its_own_base():
     config = train.Config()
     base = train.batch_rule(train.BASE["batch"], train.BASE["tokens"], config)
-    tuned = {name: base[name] for name in common.RULE}
-    to = train.batch_rule(4 * train.BASE["batch"], 2 * train.BASE["tokens"], config)
-    carried = batch_size.carried(tuned, 4, 2)
-    assert carried == pytest.approx({name: to[name] for name in common.RULE})
+    tuned = {name: 0.9 * base[name] for name in common.RULE}
+    carried, kappa = batch_size.carried(tuned, 4, 2), 4 / 2 ** 0.44
+    for name, power in dict(lr=0.5, eps=-0.5, weight_decay=0.5, muon_lr=1).items():
+        assert carried[name] == pytest.approx(tuned[name] * kappa ** power)
+    for name in ("beta1", "beta2", "momentum"):
+        assert carried[name] == pytest.approx(tuned[name] ** kappa)
     fixed = batch_size.settings("rule, momentum fixed", 4, tuned)["rule"]
     assert fixed["momentum"] == tuned["momentum"]
     assert fixed["muon_lr"] == pytest.approx(2 * tuned["muon_lr"])

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+import train
 from files import DataError
 from sources import digest, folders, prepare
 
@@ -61,6 +62,7 @@ CLIP_METADATA = {
     "coqui": "audio_file|text|speaker_name\nwavs/c0.wav|one two|ann\nwavs/c1.wav|three|ann\n",
     "columns in another order": "Transcription|Emotion|ID\none two|glad|c0\nthree|sad|c1\n",
     "Windows, blanks": "\ufeff c0|  one two\r\nwavs\\c1.wav\t| three \r\n\r\n",
+    "seconds behind": "c0|one two|3.21\nc1|three|1.5\n",
     "pandas with an index": ",file_name,transcription\n0,c0.wav,one two\n1,c1.wav,three\n",
 }
 
@@ -77,6 +79,25 @@ def test_metadata_csv_as_people_write_them(case, tmp_path):
     np.testing.assert_allclose(source.load([1])[0], soundfile.read(folder / "wavs/c1.wav")[0])
 
 
+def test_what_is_told_twice_or_by_no_header_is_refused(tmp_path):
+    """Which column has the texts, which text a clip has."""
+    for i in range(2):
+        clip(tmp_path / f"c{i}.wav")
+    write(tmp_path / "metadata.csv", "c0|hello there|ann\nc1|good day|bob\n")
+    assert "two columns may be the texts" in refused(folders.read_speech, [tmp_path])
+    write(tmp_path / "metadata.csv", "c0|one\nc0|two\nc1|three\n")
+    assert "c0.wav: has two transcripts" in refused(folders.read_speech, [tmp_path])
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "au", "mp3"])
+def test_a_clip_that_was_cut_is_refused(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    clip(path, tone(seconds=2))
+    assert len(folders.open_clip(path)) == pytest.approx(32_000, rel=0.02)
+    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    assert "ends before its header says" in refused(folders.open_clip, path)
+
+
 def test_quotes_are_those_of_a_csv_writer_or_of_the_text(tmp_path):
     for i in range(5):
         clip(tmp_path / f"wavs/c{i}.wav")
@@ -89,7 +110,7 @@ def test_quotes_are_those_of_a_csv_writer_or_of_the_text(tmp_path):
 PICTURE_METADATA = {
     "metadata.jsonl": '{"file_name": "sub/p0.png", "text": "a b"}\n'
                       '{"file_name": "sub\\\\p1.png", "text": " c "}\n',
-    "metadata.csv": 'file_name,text\nsub/p0.png,"a\nb"\nsub/p1.png,c\n',
+    "metadata.csv": 'file_name, text\nsub/p0.png, "a\nb"\nsub/p1.png,c\n',
     "train/metadata.jsonl": '{"image": "sub/p0.png", "caption": "a b"}\n'
                             '{"image": "sub/p1.png", "caption": "c"}\n',
 }
@@ -120,6 +141,14 @@ def test_every_line_beside_a_picture_is_a_caption_and_of_a_clip_all_are_one(tmp_
     pictures(tmp_path / "b", text="other")
     source = folders.read_images([tmp_path / "b", tmp_path / "sub"])  # in this order
     assert source.texts == ["other 0", "other 1", "one", "two", "three"]
+
+
+def test_a_caption_is_that_of_the_picture_whose_name_it_has(tmp_path):
+    pictures(tmp_path, ("A.png", "a.png"), None)
+    write(tmp_path / "a.txt", "the second")
+    assert "A.txt is missing" in refused(folders.read_images, [tmp_path])
+    source = folders.read_images([tmp_path], skip_bad=True)
+    assert source.texts == ["the second"] and source.load([0])[0][0, 0, 0] == 10
 
 
 def test_names_are_found_however_accents_are_stored(tmp_path):
@@ -189,6 +218,10 @@ def test_pictures_of_every_mode_and_brightness_as_the_format_says(tmp_path):
             Image.new(mode, (6, 6), value).save(path)
             read = folders.open_picture(path, 4, 3)
             assert read.shape == (4, 4, 3) and read[0, 0, 0] == red, (mode, path)
+    turned = Image.fromarray(np.repeat([[0], [60_000]], 2, 1).astype(np.uint16))
+    turned.getexif()[0x112] = 3  # upside down
+    turned.save(tmp_path / "b.png", exif=turned.getexif())
+    assert folders.open_picture(tmp_path / "b.png", 2, 1)[:, 0, 0].tolist() == [233, 0]
     half = np.full((6, 6), 2048, ">u2").tobytes()
     write(tmp_path / "a.pgm", b"P5 6 6 4095\n" + half)
     assert folders.open_picture(tmp_path / "a.pgm", 4, 1)[0, 0, 0] == 127
@@ -302,7 +335,7 @@ def test_faults_of_whole_folders_are_told(tmp_path):
 def test_pictures_need_texts_of_their_own_and_one_cannot_be_held_out(tmp_path):
     for folder in (tmp_path, tmp_path / "copy"):
         pictures(folder, ("p0.png",))
-    assert "two or more" in refused(lambda: prepare.split(folders.read_images([tmp_path])))
+    assert "two or more" in refused(prepare.sources_of, train.Config(images=[tmp_path]))
     pictures(tmp_path, ("p0.gif",))
     assert "p0.png: a second file beside p0.txt" in refused(folders.read_images, [tmp_path])
 

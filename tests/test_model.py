@@ -175,8 +175,8 @@ def test_each_quintic_is_the_nearest_to_one_on_what_the_one_before_leaves():
 
 
 def test_two_steps_of_muon_equal_those_in_float64():
-    """Two matrices of one shape and a tall one."""
-    shapes = [(10, 10), (10, 10), (20, 5)]
+    """Two matrices of one shape, a tall one and a wide one."""
+    shapes = [(10, 10), (10, 10), (20, 5), (5, 20)]
     weights = [torch.nn.Parameter(normal(*s, seed=i)) for i, s in enumerate(shapes)]
     want = [w.detach().double() for w in weights]
     momentum = [torch.zeros_like(w) for w in want]

@@ -33,6 +33,9 @@ FLAGS = {  # value: what is told of it
     "--preset huge": "--preset: 'huge': choose from toy, ", "--shape 5": "--shape: 5 is no JSON",
     '--shape {"widht":64}': "--shape", '--shape {"width":100}': "--shape: width 100, depth 3",
     '--shape {"head_dim":0}': "--shape: width 192, depth 3, head_dim 0",
+    '--shape {"mlp_ratio":"a"}': "--shape", '--shape {"base_width":0}': "--shape",
+    '--image-tokenizer {"patch":5}': "--image-tokenizer: squares of 5",
+    '--speech-tokenizer {"hidden":"x"}': "--speech-tokenizer", "--device meta": "--device meta",
     '--speech-tokenizer {"stride":3}': "--speech-tokenizer: stride 3",
     '--image-tokenizer {"colours":1}': "--image-tokenizer", "--schedule poly:0": "--schedule",
     "--seed 10000000000": "--seed: 10000000000 is not from 0 to 1e+09",
@@ -203,8 +206,19 @@ def test_a_persons_files_stay_one_training_writes_and_a_killed_start_may_be_made
     assert all((copy / name).read_text() == text for name, text in MINE.items())
 
 
+def test_what_only_looks_like_a_run_is_not_touched_and_bad_data_replace_none(copy, tmp_path):
+    mine = {"config.json": '{"layout_version": 2}', "index.html": "mine"}
+    written(tmp_path / "site", mine)
+    assert "written by no run of ours" in refused(train.main, "--run", tmp_path / "site")
+    assert all((tmp_path / "site" / name).read_text() == text for name, text in mine.items())
+    before = contents(copy)
+    refused(train.main, "--run", copy, "--overwrite", "--images", "typo", status=(1,))
+    refused(train.main, "--run", copy, "--overwrite", "--text", "")
+    assert contents(copy) == before
+
+
 def test_a_kill_at_any_file_of_a_start_leaves_a_run_or_nothing(copy, tmp_path, monkeypatch):
-    """The marker goes last: what is left can be overwritten or resumed, and is no riddle."""
+    """The marker is always there: what is left can be overwritten or resumed, and is no riddle."""
     unlink = Path.unlink
     left = []
 
@@ -215,7 +229,7 @@ def test_a_kill_at_any_file_of_a_start_leaves_a_run_or_nothing(copy, tmp_path, m
     monkeypatch.setattr(Path, "unlink", watched)
     train.start_run(copy, train.Config(run=str(copy)))
     assert len(left) >= len(train.RUN_FILES) - 1
-    assert all("checkpoint.pt" not in names and "config.json" in names for names in left[:-1])
+    assert all("checkpoint.pt" not in names and "config.json" in names for names in left)
     assert {p.name for p in copy.iterdir()} == {"config.json", "lock"}
     written(tmp_path / "first", {"config.json.tmp": '{"lay', "lock": ""})
     train.check_folder(tmp_path / "first", train.Config(run="first"))

@@ -74,15 +74,17 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
     stream = data.Stream({"text": (1, 10), "image": (1, 4)}, {"image-text": [4, 5]})
     image, text = stream.start["image"], stream.start["text"]
 
+    of_image, of_text = slice(2, 6), slice(7, 11)
+
     def predict(x, where):
         logits = torch.zeros(*x.shape, stream.vocab)
-        of_image, of_text = slice(2, 6), slice(7, 11)
         colours = x[:, of_text] - text - 5 + image                        # (B, 4)
         colours = torch.where((colours >= image) & (colours < image + 4), colours, image + 4)
         letters = x[:, of_image] - image + 5 + text
         letters = torch.where(letters >= text + 5, letters, text)
         logits[:, of_image].scatter_(2, colours[..., None], 9.0)
         logits[:, of_text].scatter_(2, letters[..., None], 9.0)
+        logits[:, blind] = 0.0
         return logits[where]
 
     right, most, half, none = [5, 6, 7, 8], [5, 6, 7, 0], [5, 6, 0, 0], [0] * 4
@@ -90,8 +92,9 @@ def test_the_candidate_that_fits_its_prompt_is_taken():
     rows = [stream.document("image-text", [np.arange(4), caption]) for caption in captions]
     run = types.SimpleNamespace(stream=stream, predict=predict)
     for given in ("image", "text"):
-        kept = sample.best_candidates(run, "image-text", data.stacked(rows), [given], 4, 0, 6)
-        assert kept.tolist() == [2, 4]
+        for blind in (of_image, of_text):  # then the other direction decides
+            kept = sample.best_candidates(run, "image-text", data.stacked(rows), [given], 4, 0, 6)
+            assert kept.tolist() == [2, 4]
 
 
 def test_rows_that_agree_are_asked_once(toy, monkeypatch):

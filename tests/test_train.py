@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 from runs import ROOT, SMALL, TINY, begun, call, refused, same, steps_logged, told
 
+import diffusion
 import files
 import sample
 import train
+from sources import prepare
 from tools import score
 
 
@@ -80,9 +82,9 @@ def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     calls = []
 
-    def broken(average, net, rate):  # is called after each step
-        real(average, net, rate)
-        calls.append(rate)
+    def broken(average, net, share):  # is called after each step
+        real(average, net, share)
+        calls.append(share)
         weight = net.blocks[0].out.weight
         if len(calls) == 3 and what == "gradient":  # of the next step
             weight.register_hook(lambda gradient: gradient * torch.inf)
@@ -96,6 +98,7 @@ def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained
         status, errors = told(train.main, "--resume", "--run", folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert calls[:3] == pytest.approx([1 / 2, 1 / 3, 1 / 4])  # at first it is a plain mean
     line = errors.splitlines()[-1]
     assert status == 1 and str(folder / "checkpoint.pt") in line and words in line
     assert files.load(folder / "checkpoint.pt")["step"] == 2 and not list(folder.glob("*.tmp"))
@@ -107,7 +110,7 @@ def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained
 def test_two_processes_train_as_one(trained, tmp_path, no_page, monkeypatch):
     """Of which one is new, with other hashes of strings."""
     folder = tmp_path / "two"
-    script = ("import files, train; train.write_page = lambda *given: '';"
+    script = ("import files, train; train.page.write = lambda *given: '';"
               "files.command_line(train.main, 'train.py')")
     flags = ("--run", folder, *TINY, "--score-n", "0")
     with socket.socket() as free:
@@ -167,6 +170,9 @@ def test_a_kind_trains_alone(tmp_path):
     call(train.main, "--run", tmp_path / "run", *SMALL, *flags, "--score-n", 0)
     saved = files.read_json(tmp_path / "run" / "config.json")
     assert list(saved["stream"]["slots"]) == ["speech-text"]
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert list(line["terms"]) == ["speech-text/speech", "speech-text/text"]
+    assert sum(line["terms"].values()) > 0
     assert steps_logged(tmp_path / "run")[-1] == 10  # at least ten
 
 
@@ -176,6 +182,73 @@ def training(run, **settings):
     documents = {kind: parts[0] for kind, parts in run.documents.items()}
     made = train.Training(config, run.stream, documents, torch.device("cpu"))
     return made, made.batch(0)
+
+
+def test_the_gradient_is_of_the_weighted_terms_and_clipped(toy):
+    weights = {"text/text": 1.0, "image-text/image": 2.0, "speech-text/text": 3.0}
+    made, batch = training(toy, loss_weights=weights, clip=0.5)
+    parameters = list(made.net.parameters())
+    terms = diffusion.loss_terms(made.net, batch)
+    wanted = torch.autograd.grad(terms @ torch.tensor([1.0, 2, 0, 0, 3]), parameters)
+    got = []
+    spy = types.SimpleNamespace(step=lambda: got.extend(p.grad.clone() for p in parameters))
+    _, norm = train.train_step(made.net, [spy], batch, made.config, made.autocast)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b * 0.5 / norm)
+
+
+def test_the_average_moves_towards_the_network():
+    net = torch.nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(4.0)
+    average = [torch.zeros(1, 1)]
+    train.update_average(average, net, 0.25)
+    assert (average[0].item(), net.weight.item()) == (1.0, 4.0)
+
+
+def test_the_rates_of_a_run(trained, tmp_path, no_page, monkeypatch):
+    """Six steps: one of warm-up, then a cosine, each at its middle."""
+    real, rates = train.train_step, []
+
+    def step(net, optimizers, *rest):
+        group = optimizers[-1].param_groups[0]
+        rates.append(group["lr"] / group["base_lr"])
+        return real(net, optimizers, *rest)
+
+    monkeypatch.setattr(train, "train_step", step)
+    call(train.main, "--resume", "--run", begun(trained[0], tmp_path / "run"))
+    falls = [(1 + np.cos(np.pi * (k - 0.5) / 5)) / 2 for k in range(1, 6)]
+    assert rates == pytest.approx([0.5, *falls])
+
+
+def test_auto_takes_the_faster_type(toy, monkeypatch):
+    found = {}
+    for fast in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(files, "fast_dtype", lambda device: fast)
+        made, batch = training(toy, dtype="auto")
+        optimizers = made.optimizers(train.batch_rule(2048, 6e6, made.config))
+        found[made.config.dtype], _ = train.train_step(made.net, optimizers, batch, made.config,
+                                                       made.autocast)
+        assert all(p.isfinite().all() for p in made.net.parameters())
+    torch.testing.assert_close(found["float32"], found["bfloat16"], rtol=0.02, atol=0.02)
+    assert not found["float32"].equal(found["bfloat16"])
+
+
+def test_training_goes_on_where_nothing_compiles(toy, monkeypatch):
+    def fails(*given):
+        raise RuntimeError("no compiler")
+
+    made, _ = training(toy, compile="on")
+    monkeypatch.setattr(torch, "compile", lambda trunk: fails)
+    made.compile()
+    assert made.config.compile == "off" and made.step_seconds(3) > 0
+
+
+def test_beside_a_gpu_batches_come_in_order(toy, monkeypatch):
+    made, _ = training(toy)
+    made.device = torch.device("meta")
+    monkeypatch.setattr(diffusion.Batch, "to", lambda batch, device: batch)
+    for step, batch in zip((3, 4, 5), made.upcoming(3)):
+        assert torch.equal(batch.x, made.batch(step).x)
 
 
 def test_rows_in_parts_give_the_step_of_the_whole(toy):
@@ -250,7 +323,7 @@ def test_the_papers_loss_counts_every_token_alike_and_is_kept(toy, tmp_path, no_
     """Its terms, weighted, are the sum over all hidden tokens over all that could be hidden."""
     recipe = {"recipe": "paper", **train.RECIPES["paper"]}
     with pytest.raises(files.UsageError, match="give image-text/image or image-text/text a weight"):
-        training(toy, loss_weights={"text/text": 1.0})
+        prepare.sources_of(train.Config(items=20, loss_weights={"text/text": 1.0}))
     made, batch = training(toy, **recipe)
     terms = torch.rand(len(train.TERMS))
     alike = (terms * batch.counts).sum() / batch.counts.sum()

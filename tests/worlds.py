@@ -77,10 +77,6 @@ class World:
         number = (x - 1) @ self.V ** np.arange(self.L)[::-1]
         return np.bincount(number, minlength=self.V ** self.L)
 
-    def entropy(self):
-        p = self.p[self.p > 0]
-        return -(p * np.log(p)).sum()
-
     def sample(self, rows, start=None, **options):
         """diffusion.sample on `rows` copies of start, which is all masked by default."""
         x = torch.tensor(start or [MASK] * self.L).repeat(rows, 1)
