@@ -554,7 +554,8 @@ def train(config, folder, stream, documents, device):
     step = 0
     if state:
         step = state["step"]
-        training.restore(state, optimizers)
+        with files.reading(checkpoint):
+            training.restore(state, optimizers)
         del state
     if rank() == 0:
         describe_run(config, folder, training, plan, rule, step)

@@ -367,7 +367,10 @@ def text_column(table):
     It is the last of those that hold letters and vary: of LJSpeech the normalised one, and neither
     a speaker nor a language, before the text or behind it. DataError if another one is far longer.
     """
-    columns = [[cell for cell in column if re.search(r"[^\W\d_]", cell)] for column in zip(*table)]
+    def worded(column):
+        return [cell for cell in column if re.search(r"[^\W\d_]", cell)]
+
+    columns = list(map(worded, zip(*table)))
     counts = [len(set(column)) for column in columns][1:]
     varied = [column for column, count in enumerate(counts, 1) if 2 * count > max(counts)]
     sizes = [sum(map(len, columns[column])) for column in varied]
