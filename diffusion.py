@@ -207,8 +207,8 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, copies=1):
         u = torch.from_numpy(rng.random((groups, ids.shape[1])))          # (G, L)
         order = torch.from_numpy(rng.permutation(groups))  # ties no row to a stratum
         share = stratified_times(groups, rng.random())[order]             # (G,)
-        u = u.repeat_interleave(copies, 0).to(ids.device)                  # (B, L)
-        share = share.repeat_interleave(copies).to(ids.device)             # (B,)
+        u = u.repeat_interleave(copies, 0).to(ids.device)                 # (B, L)
+        share = share.repeat_interleave(copies).to(ids.device)            # (B,)
         k = (share * n).long().clamp(max=n - 1) + 1                       # (B,), uniform on 1..n
         hidden = highest(-u, noised, k)  # (B, L), k of them at random
         x = ids.masked_fill(hidden, mask_id)

@@ -99,7 +99,7 @@ def reading(path):
     """What fails inside is a DataError: the file is lost or damaged, or none of ours."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes json, zipfile, pickle or torch raise
         raise DataError(f"{quoted(path)} cannot be read ({reason(error)}): restore it, "

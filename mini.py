@@ -24,7 +24,7 @@ END = 1   # fills a row behind its document; is hidden and guessed like any othe
 
 
 def make_rows(documents):
-    """Strings -> rows (N, L) of their first 64 tokens, all different, and what tokens stand for."""
+    """Strings -> different rows (N, L) of their first 64 tokens, and what the tokens stand for."""
     pattern = r" ?\w+| ?[^\w\s]"  # a word or a mark, with the space before it
     texts = sorted({tuple(re.findall(pattern, line)[:64]) for line in documents if line.strip()})
     vocabulary = [" __", "", *sorted(set().union(*texts))]  # MASK, END, words and marks
@@ -58,9 +58,9 @@ class Denoiser(nn.Module):
 def loss(net, x_0, rng):
     """E_t[1/t * sum of -log2 p(x_0 | x_t) over the masked tokens] / L (MDLM, 2406.07524, eq. 10).
 
-    Its mean is at least -log2 p(x_0) / L. Why: so is the mean over all orders of -log2 p(next token
-    | tokens seen), summed. While k tokens are masked, each is next with probability 1/k, and that
-    is the integral over t of p(k are masked) / t = C(L, k) t^k (1 - t)^(L - k) / t.
+    Its mean is at least -log2 p(x_0) / L. Why: the mean over all orders of the sum of -log2 p(next
+    token | tokens seen) is at least -log2 p(x_0). While k tokens are masked, each is next with
+    probability 1/k, which is the integral over t of C(L, k) t^k (1 - t)^(L - k) / t.
     """
     B, L = x_0.shape
     u = torch.rand(B, 1, generator=rng)

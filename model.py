@@ -77,7 +77,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 
 # Multipliers on the base settings, tuned at the base shape (ours): learning rate, decay, and the
-# standard deviation of the initial values: of embeddings itself, else x sqrt(base fan-in).
+# initial values' standard deviation; but for embeddings that times sqrt(base fan-in).
 MULTIPLIERS = {  #  lr    decay  init_std
     "embedding":   (20.0, 0.0,   1.0),   # a row is rarely met: at 1 it would stay random
     "hidden":      (1.0,  1.0,   0.4),
@@ -186,7 +186,10 @@ class Muon(torch.optim.Optimizer):
 
     def look_ahead(self, p, beta):
         """Nesterov's momentum of p's gradient."""
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        momentum = state["momentum"]
         momentum.lerp_(p.grad, 1 - beta)
         return p.grad.lerp(momentum, beta)
 
@@ -218,6 +221,9 @@ def make_optimizers(model, rule, name="muon", dtype=torch.float32):
 # The network.
 
 LONG = 512  # tokens up to which a CPU is faster without the fused kernel
+# cuDNN's attention plans anew for each shape, and sampling has many; its gradient may be NaN under a
+# mask (pytorch issue 196678)
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def rope_table(length, head_dim, base, device):
@@ -315,7 +321,7 @@ class Transformer(nn.Module):
                 continue
             factor = completep(group, config.width_ratio, config.depth_ratio, config.alpha)
             std *= math.sqrt(factor["init_var"])
-            if group != "embedding":  # the table has 1 / m_N, the rest of 1 / fan-in is the base's
+            if group != "embedding":  # the table has m_N, the rest of the fan-in is the base's
                 std /= math.sqrt(parameter.shape[1] / config.width_ratio)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
@@ -356,7 +362,7 @@ def count_parameters(model):
 def main():
     """Show the network at the base shape, and what Complete(d)P does to one twice as large."""
     with torch.device("meta"):
-        net = Transformer(ModelConfig(vocab=1300, places=200, **PRESETS["toy"]))
+        net = Transformer(ModelConfig(vocab=1673, places=200, **PRESETS["toy"]))
     for group, number in count_parameters(net).items():
         print(f"{group:12} {number:10,} parameters")
     print("\ntwice as wide and deep: factors on the settings of the base shape")

@@ -17,6 +17,7 @@
 
 generate (prompts) asks answer (a task), which asks fill (rows), which asks diffusion.sample.
 """
+import argparse
 import functools
 import io
 import math
@@ -186,22 +187,23 @@ def load_run(folder, device=None):
     if not (folder / "checkpoint.pt").exists():
         raise UsageError(f"--run {files.quoted(folder)}: no checkpoint there; train one first with "
                          f"python train.py --run {files.quoted(folder)}")
-    config = files.read_json(folder / "config.json")
-    if not isinstance(config, dict) or "stream" not in config:
+    saved = files.read_json(folder / "config.json")
+    if not isinstance(saved, dict) or "stream" not in saved:
         raise DataError(f"{files.quoted(folder / 'config.json')} is missing or not a run's: "
                         "restore it, or train afresh")
-    data.check_layout(config["layout_version"], folder)
-    stream = data.Stream(**config["stream"])
-    tokenizers = data.load_tokenizers(folder, config["tokenizers"])
-    net = models.Transformer(models.ModelConfig(**config["model"]))
+    data.check_layout(saved["layout_version"], folder)
+    with files.reading(folder / "config.json"):
+        stream = data.Stream(**saved["stream"])
+        net = models.Transformer(models.ModelConfig(**saved["model"]))
+    tokenizers = data.load_tokenizers(folder, saved["tokenizers"])
     state = files.load(folder / "checkpoint.pt")
     with files.reading(folder / "checkpoint.pt"):
         for parameter, average in zip(net.parameters(), state["average"], strict=True):
             parameter.data = average.view(parameter.shape)
-    dtype = getattr(torch, config["config"]["dtype"])
-    if dtype != torch.float32 and config.get("device") != device.type:
+    dtype = torch.float32
+    if saved["config"]["dtype"] != "float32":
         dtype = files.fast_dtype(device)
-    return Run(folder, config, stream, tokenizers, net.to(device).eval(), device, dtype)
+    return Run(folder, saved, stream, tokenizers, net.to(device).eval(), device, dtype)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -338,10 +340,6 @@ def answer(run, task, ids, seed=0, record=False, **changes):
         made = fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings)
         return made.after(text)
     if not given:
-        if task != "text" and any(changes.get(name) is not None for name in OF_CONDITIONS):
-            names = ", ".join(map(flag, OF_CONDITIONS))
-            raise UsageError(f"{task}: {names} change nothing in this run, which draws both at "
-                             "once: leave them out")
         settings["guidance"] = 0.0
     return fill(run, kind, ids, targets, given, seed, record, **settings)
 
@@ -461,7 +459,7 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
         start += run.tokenizers["image"].config.colours
     free = HEAD + len(codes) - start
     first, last = share
-    document[start + int(first * free):start + math.ceil(last * free)] = MASK
+    document[start + int(first * free):start + math.ceil(last * free - 1e-9)] = MASK
     rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
     settings["guidance"] = 0.0
@@ -530,7 +528,10 @@ def write_outputs(made, folder, stem):
 
 
 def schedule_name(name):
-    diffusion.schedule(name)  # ValueError for an unknown one
+    try:
+        diffusion.schedule(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
     return name
 
 

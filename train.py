@@ -87,7 +87,7 @@ def one_of(names):
 
 # Recipes: what replaces the defaults below. A flag that is given wins over its recipe.
 # "paper" is what is known of arXiv 2602.21472: AdamW, since its batch rule sets betas and eps, the
-# bound as the loss, every token alike, anti-masking. The linear schedule is in both recipes.
+# bound as the loss, members weighted by their tokens, anti-masking. The linear schedule is in both.
 # Ours in "paper", too: what is masked in a pair (joint masking adds least), the mix, all values of
 # the optimizer. lr was tuned with Muon for the hidden matrices.
 RECIPES = {
@@ -182,6 +182,7 @@ def check_settings(config):
     def network():
         net = models.Transformer(config.model(vocab=8, places=8))
         models.param_groups(net, 1.0, 1.0, 1.0)
+        net.trunk(*torch.zeros(3, 1, 2, dtype=torch.long))
 
     def image_tokenizer():
         side = 32  # of the toy world
@@ -204,8 +205,6 @@ def check_settings(config):
     for name in NOT_READ:
         if "" in getattr(config, name):
             raise UsageError(f"--{name}: an empty path; name a file or a folder")
-    if config.resume and config.overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not config.steps and not config.minutes:
         raise UsageError("--minutes or --steps must be above 0")
     for name in ("mix", "modes"):
@@ -565,6 +564,7 @@ def train(config, folder, stream, documents, device):
     kept = f"the last good state, if there is one, is {files.quoted(checkpoint)}"
     spent = plan.seconds
     lap = (step, time.perf_counter())
+    shown = 0.0  # when the page was written
     coming = training.upcoming(step)
     with stop_signal() as stopped, log, bar:
         while step < plan.steps:
@@ -599,7 +599,9 @@ def train(config, folder, stream, documents, device):
                 if not all(p.isfinite().all() for p in net.parameters()):
                     raise DataError(f"step {step}: a weight is not finite; {kept}")
                 files.save(checkpoint, training.state(step, plan, optimizers))
-                write_page(folder)
+                if last or stop or now - shown > 30:
+                    write_page(folder)
+                    shown = now
             if stop and not last:
                 agreed(None)  # nobody leaves before the first process has saved
                 raise DataError(f"stopped after step {step} of {plan.steps}, saved: python "
@@ -610,7 +612,7 @@ def describe_run(config, folder, training, plan, rule, step):
     """Write what was settled to config.json and print it."""
     saved = files.read_json(folder / "config.json")
     saved.update(config=run_settings(config), model=vars(training.net.config), rule=rule,
-                 step_tokens=training.step_tokens, device=training.device.type)
+                 step_tokens=training.step_tokens)
     files.write_json(folder / "config.json", saved)
     batches = training.batches
     millions = models.count_parameters(training.net)["total"] / 1e6
@@ -631,7 +633,7 @@ def keep_until(path, step):
 
 
 def write_page(folder):
-    """The run's page during the training, which it is not worth."""
+    """Write the page. During the training it is only told if that fails."""
     try:
         page.write(folder)
     except Exception as error:
@@ -706,6 +708,8 @@ def check_folder(folder, config):
     if not config.run or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{name}: that is no folder; give a new or an empty one")
     saved = marker(folder)
+    if config.resume and config.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if config.resume:
         if saved is None:
             raise UsageError(f"--resume: {files.quoted(folder)} holds no run; start one with "
@@ -767,11 +771,14 @@ def main():
     clock = [("imports", BEGAN), ("reading data", time.time())]  # each part, and when it began
     folder = Path(config.run)
     check_folder(folder, config)
-    check_settings(config)
+    if not config.resume:
+        check_settings(config)
     name = config.device
     if world_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = files.pick_device(name)
+    if world_size() > 1 and device.type not in ("cpu", "cuda"):
+        raise UsageError("several processes train on cuda or cpu: add --device cpu")
     torch.set_float32_matmul_precision("high")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -790,12 +797,14 @@ def make_run(config, given, folder, device, clock):
     """A whole run: data, tokenizers, model, scores, page."""
     if config.resume:
         resume_run(folder, config, given)
+        check_settings(config)
     if rank() == 0:
         sources = None
         if not config.resume:
             sources = prepare.sources_of(config)  # bad data are refused while all is as it was
             start_run(folder, config)
         stream, documents = prepared(config, folder, device, clock, sources)
+        del sources  # up to half a gigabyte
     if world_size() > 1:
         dist.barrier()
         if rank() > 0:  # reads what the first process has made

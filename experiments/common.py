@@ -170,12 +170,13 @@ def learn(of, training, run):
 
 def fit(of):
     """Train a trial -> {"tokens": {kind: trained on}, "curve", "bounds": {kind: [nats a token,
-    error]}, and what it measures}; bounds alone, None, if the loss was not finite."""
+    error]}, and what it measures}. If the loss was not finite: bounds alone, None, or DataError
+    where looks or measures are wanted."""
     training, run = start(of)
     try:
         seen, curve = learn(of, training, run)
     except files.DataError:
-        if of.looks or of.measure:  # only a bound that is missing is told as infinite
+        if of.looks or of.measure:
             raise
         return {"bounds": None}
     kinds = list(training.batches.counts)

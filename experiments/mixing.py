@@ -8,7 +8,7 @@ Set-up: common.SMALL on all three kinds, steps of 4,096 tokens, so that whole do
 kind its share within 3%. All counts are of tokens trained on. One seed. The law of a kind is fitted
 to 15 trials and tested on the four mixes of LEFT_OUT, in the same network and in a larger one.
 Beside it a simpler law, L = E + B / (own + c others)^b: c is what a token of the others is worth.
-It is fitted to the trials of MIXES in the smaller network, and tested as fitted to those that the
+It is fitted to the trials of MIXES in the smaller network; for the test to those of them that the
 mixture law had; intervals (10 to 90%): trials drawn anew.
 
     python experiments/mixing.py

@@ -2,7 +2,7 @@
 
 Question: train.py's two recipes at equal tokens and steps, and between them one change after the
 other: Muon for AdamW, one mask for a mask and its complement, conditional modes at high mask rates
-for joint masking of pairs, all masked tokens of pairs alike for the bound's weight, weights of our
+for joint masking of pairs, all mask rates counted the same for the bound's weight, weights of our
 own for the members' terms. Held-out nats of each kind and direction, captions, passages.
 What the paper (arXiv 2602.21472) masks in a pair and its rates are not known to us: `RECIPES` in
 train.py says what is ours. A change's gain depends on those before it; the order is ours.

@@ -163,7 +163,7 @@ def open_clip(path, longest=20.0):
 
 
 def is_cut(recording, length, longest):
-    """Whether there is less of a recording than its header says. length: samples that were read."""
+    """Whether an MP3, WAV, AIFF or AU file ends before its header says. length: samples read."""
     if recording.format == "MP3":
         return length < 0.9 * min(recording.frames, longest * recording.samplerate)
     told = re.search(r"(?:data|SSND|Size) *: (\d+) \(should be (\d+)", recording.extra_info)
@@ -364,11 +364,11 @@ def split_bars(line):
 def text_column(table):
     """The column of the texts, where none is named.
 
-    It is the last of those that hold letters and vary: of LJSpeech the normalised one, and neither
-    a speaker nor a language, before the text or behind it. DataError if another one is far longer.
+    It is the last of those that hold words and vary: of LJSpeech the normalised one, and neither a
+    speaker nor a language, before the text or behind it. DataError if another one is far longer.
     """
-    def worded(column):
-        return [cell for cell in column if re.search(r"[^\W\d_]", cell)]
+    def worded(column):  # no seconds or shares, such as 3.21
+        return [cell for cell in column if re.search(r"[^\W\d_]", cell) or cell.isdecimal()]
 
     columns = list(map(worded, zip(*table)))
     counts = [len(set(column)) for column in columns][1:]

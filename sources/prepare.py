@@ -22,7 +22,8 @@ HELD = 512  # held-out documents of each kind, at most
 
 
 def sources_of(config):
-    """{kind: Source} of one's own folders, or of the toy world. UsageError for one not in --mix."""
+    """{kind: Source} of one's own folders, or of the toy world. UsageError where --mix or
+    --loss-weights give one nothing, DataError where there is one item only."""
     if config.text or config.images or config.speech:
         sources = own_sources(config)
     else:
@@ -81,7 +82,7 @@ def split(source):
     wanted = min(2 * HELD, len(source) // 20)  # some will have a training item's tokens
     order = rng(0, 17).permutation(len(groups))  # the same for every seed
     held = []
-    for n in sorted(order, key=lambda n: len(groups[n]) > wanted)[:-1]:  # many copies are learnt
+    for n in sorted(order, key=lambda n: max(wanted, len(groups[n])))[:-1]:  # most copies last
         held += groups[n]
         if len(held) >= wanted:
             break

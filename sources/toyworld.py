@@ -107,7 +107,7 @@ def scenes(n, seed, split="seen", things=None):
             relation = None
         else:
             size = None
-        parts = tuple(Thing(*kind, size) for kind in chosen)
+        parts = tuple(Thing(*noun, size) for noun in chosen)
         made.append(Scene(parts, relation, background))
     return made
 

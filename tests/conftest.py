@@ -7,7 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: several threads make tiny tensors slower
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and runs are compared bit by bit
 import torch  # noqa: E402
+torch.backends.mps.is_available = lambda: False
 from runs import TINY, call  # noqa: E402
 
 import sample  # noqa: E402

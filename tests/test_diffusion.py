@@ -75,7 +75,7 @@ def test_the_bound_is_unbiased():
         assert_mean(values, want, slack=1e-6)  # the network is float32
 
 
-def test_rows_that_are_alike_get_the_same_masks():
+def test_copies_get_the_same_masks():
     nats = {}
     for copies in (1, 3):
         rows = torch.tensor(NOISY.sequences[[5, 8, 17, 22]]).repeat_interleave(copies, 0)

@@ -85,6 +85,8 @@ def test_what_is_told_twice_or_by_no_header_is_refused(tmp_path):
         clip(tmp_path / f"c{i}.wav")
     write(tmp_path / "metadata.csv", "c0|hello there|ann\nc1|good day|bob\n")
     assert "two columns may be the texts" in refused(folders.read_speech, [tmp_path])
+    write(tmp_path / "metadata.csv", "c0|ann|7\nc1|bob|3\n")
+    assert "two columns may be the texts" in refused(folders.read_speech, [tmp_path])
     write(tmp_path / "metadata.csv", "c0|one\nc0|two\nc1|three\n")
     assert "c0.wav: has two transcripts" in refused(folders.read_speech, [tmp_path])
 

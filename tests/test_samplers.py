@@ -60,8 +60,10 @@ def test_few_steps_have_the_law_of_their_markov_chain(options):
     assert_law(WORLD.counts(x), law)
 
 
-def test_no_idle_call():
-    """Where nothing is revealed the network is not asked."""
+def test_two_twins_in_K_steps_have_the_error_of_the_docstring_and_no_idle_call():
+    """They fall into the same step with probability 1/K, then disagree half of the time."""
+    x, _, _ = TWINS.sample(20_000, sampler="ancestral", grid="linear", steps=10, seed=5)
+    assert_mean((x[:, 0] != x[:, 1]).numpy(), 1 / 20)
     _, nfe, film = TWINS.sample(50, sampler="ancestral", grid="linear", steps=100, record=True)
     calls = sum((before != after).any(1) for before, after in zip(film, film[1:]))
     assert len(film) == 101 and torch.equal(nfe, calls)

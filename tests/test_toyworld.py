@@ -38,6 +38,8 @@ def test_scenes_hold_different_things_and_splits_keep_apart():
 def test_captions_are_read_back():
     assert toyworld.caption(ALONE) == "a small red circle on white"
     assert toyworld.caption(PAIR) == "a red circle above a blue star on white"
+    for scene in (ALONE, PAIR):
+        assert judges.parse_caption(toyworld.caption(scene)) == scene
     for text in ("", "a red circle on white", "a small red circle", "a small red circle on white ",
                  "a red star above a red star on black"):
         assert judges.parse_caption(text) is None

@@ -124,6 +124,8 @@ def bench(config, device, laps, steps=20):
     stream, documents = random_documents(config)
     training = train.Training(config, stream, documents, device)
     rate = matmul_rate(device, training.dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     rows = training.batches
     result = dict(device=name, torch=torch.__version__, dtype=config.dtype, preset=config.preset,
                   rows=rows.count, length=rows.length, padding=training.padding(),
