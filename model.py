@@ -221,8 +221,8 @@ def make_optimizers(model, rule, name="muon", dtype=torch.float32):
 # The network.
 
 LONG = 512  # tokens up to which a CPU is faster without the fused kernel
-# cuDNN's attention plans anew for each shape, and sampling has many; its gradient may be NaN under a
-# mask (pytorch issue 196678)
+# cuDNN's attention plans anew for each shape, and sampling has many. Its gradient may be NaN under
+# a mask (pytorch issue 196678).
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
