@@ -146,9 +146,9 @@ def pick_device(name="auto"):
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
     try:
-        if name == "meta":
-            raise RuntimeError("computes nothing")
-        return torch.zeros(1, device=name).device  # cuda -> cuda:0
+        probe = torch.zeros(1, device=name)
+        probe.item()  # it has values: not so on meta
+        return probe.device  # cuda -> cuda:0
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError):

@@ -77,7 +77,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 
 
 # Multipliers on the base settings, tuned at the base shape (ours): learning rate, decay, and the
-# initial values' standard deviation; but for embeddings that times sqrt(base fan-in).
+# initial values' standard deviation: the embeddings' as it is, others' over sqrt(base fan-in).
 MULTIPLIERS = {  #  lr    decay  init_std
     "embedding":   (20.0, 0.0,   1.0),   # a row is rarely met: at 1 it would stay random
     "hidden":      (1.0,  1.0,   0.4),
@@ -321,7 +321,7 @@ class Transformer(nn.Module):
                 continue
             factor = completep(group, config.width_ratio, config.depth_ratio, config.alpha)
             std *= math.sqrt(factor["init_var"])
-            if group != "embedding":  # the table has m_N, the rest of the fan-in is the base's
+            if group != "embedding":  # 1/m_N is in the table, so the base's fan-in belongs here
                 std /= math.sqrt(parameter.shape[1] / config.width_ratio)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 

@@ -157,9 +157,9 @@ class Run:
         logits = []
         for ids, look in zip(x.split(size), where.split(size)):
             rows = self.rows(ids)
-            given = [z.to(self.device) for z in (rows.ids, rows.place, rows.doc, look)]
+            inputs = [z.to(self.device) for z in (rows.ids, rows.place, rows.doc, look)]
             with files.autocast(self.device, self.dtype):
-                logits.append(self.net(*given).to(x.device))
+                logits.append(self.net(*inputs).to(x.device))
         return torch.cat(logits)
 
     def predict(self, x, where):

@@ -15,7 +15,7 @@ import torch
 import common
 from common import data, diffusion, sample
 from sources import judges, toyworld
-from tools.score import mean_and_error as mean
+from tools.score import mean_and_error
 
 SEED = 88_888
 # what a writer picks beside its things: relations, orders, numbers, conclusions
@@ -31,7 +31,8 @@ def writer_of(text):
     form, _ = judges.parse_passage(text)
     if form not in judges.FORMS:
         return "none"
-    return judges.FORMS[form].__name__.replace("check", "write")
+    check = judges.FORMS[form].__name__
+    return check.replace("check", "write")  # check_chain judges what write_chain writes
 
 
 def true_nats():
@@ -69,15 +70,19 @@ def agreement(run, n, correct):
     return result
 
 
+def cell(values):
+    return [*mean_and_error(values)]
+
+
 def study(folder, run, n):
     run = sample.load_run(run)
     above = gaps(run, 4 * n)
-    result = {"nats above the world's own": {writer: mean(v) for writer, v in above.items()}}
-    result["nats above the world's own"]["all"] = mean(np.concatenate(list(above.values())))
+    result = {"nats above the world's own": {writer: cell(v) for writer, v in above.items()}}
+    result["nats above the world's own"]["all"] = cell(np.concatenate(list(above.values())))
     for correct in (0, sample.DEFAULTS["text"]["correct"]):
         drawn = agreement(run, n, correct)
-        shares = {writer: [*mean(v), len(v)] for writer, v in drawn.items()}
-        shares["all"] = [*mean(np.concatenate(list(drawn.values()))), n]
+        shares = {writer: [*cell(v), len(v)] for writer, v in drawn.items()}
+        shares["all"] = [*cell(np.concatenate(list(drawn.values()))), n]
         result[f"consistent, {correct} rounds of correction"] = shares
     return {"n": n, **result}
 
