@@ -62,7 +62,7 @@ ACROSS = {
 DRAW_IMAGE = dict(sampler="confidence", steps=8, choice_temperature=4.0, temperature=0.5,
                   guidance=1.0, candidates=4, rounds=8)
 DRAW_SPEECH = dict(sampler="confidence", steps=12, choice_temperature=4.0, temperature=0.6,
-                   guidance=1.0)
+                   guidance=1.0, candidates=4)
 DEFAULTS = {
     "text": dict(sampler="entropy", budget=0.0, block=1, temperature=0.5, correct=5),
     "text-to-image": DRAW_IMAGE,

@@ -143,7 +143,7 @@ class Config:
         name_values(TERMS, NOT_NEGATIVE))
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
-        {"joint": 0.05, "first|second": 0.45, "second|first": 0.4, "first": 0.07, "second": 0.03},
+        {"joint": 0.15, "first|second": 0.4, "second|first": 0.35, "first": 0.07, "second": 0.03},
         "how pairs are noised: share of each mode", name_values(MODES, NOT_NEGATIVE))
     time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
                                "mode=p: its times are t^p; below 1: higher mask rates",
