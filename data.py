@@ -9,7 +9,13 @@ with the modality's end id, which is noised and predicted like any other token: 
 where things end. Documents of all kinds are packed into rows of one length. By second-hand accounts
 the paper packs texts and pads pairs; this layout is our choice.
 
-What a new modality or pairing needs beside its row below stands in README, To change X.
+A kind has one member, or two of which one is a text. A new modality needs, beside its row below:
+  here        rows of KINDS, and another LAYOUT_VERSION, since all ids move
+  tokenizers  a file
+  sources     prepare.py: a source, the tokenizer's training; for own folders a reader, own_sources
+  train.py    its share in mix, loss_weights, weighting; for own folders a flag, a word in NOT_READ
+  sample.py   rows of TASKS, DEFAULTS, FILES; read_prompt; for holes in it run_infill, infill_file
+  tools       how it looks (masked.py, page.py, watch.py); units_of, and TOY_CELLS to be scored
 """
 import functools
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ def schedule(name):
     found = re.fullmatch(r"poly:(\d*\.?\d+)", name)
     p = float(found[1]) if found else 0.0
     if not 0 < p <= 20:  # far above, t^p would be 0 in float64
-        raise ValueError(f"schedule {name!r}: choose linear, cosine or poly:P with P from 0 to 20")
+        raise ValueError(f"schedule {name!r}: choose {', '.join(SCHEDULES)} or poly:P, P up to 20")
     return Schedule(mask_rate=lambda t: t ** p, slope=lambda t: p * t ** (p - 1))
 
 

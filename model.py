@@ -81,7 +81,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 MULTIPLIERS = {  #  lr    decay  init_std
     "embedding":   (20.0, 0.0,   1.0),   # a row is rarely met: at 1 it would stay random
     "hidden":      (1.0,  1.0,   0.4),
-    "norm":        (1.0,  0.0,   None),  # gains start at one
+    "norm":        (1.0,  0.0,   None),  # as made: gains of one. A bias has to be made of zeros
     "qk_norm":     (1.0,  0.0,   None),
     "final_norm":  (1.0,  0.0,   None),
     "unembedding": (5.0,  0.2,   0.5),
@@ -97,8 +97,11 @@ GROUPS = {  # last part of a parameter's name (without .weight) -> row of the ta
 
 
 def group_of(name):
-    """Parameter name -> row of the Complete(d)P table. KeyError for a name that fits none."""
-    return GROUPS[name.removesuffix(".weight").split(".")[-1]]
+    """Parameter name -> row of the Complete(d)P table. ValueError for a name that fits none."""
+    last = name.removesuffix(".weight").split(".")[-1]
+    if last not in GROUPS:
+        raise ValueError(f"the parameter {name} has no row in GROUPS of model.py")
+    return GROUPS[last]
 
 
 def param_groups(model, lr, eps, weight_decay):

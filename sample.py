@@ -539,7 +539,8 @@ def schedule_name(name):
 SETTINGS = {
     "sampler": (str, "which tokens are revealed when: " + ", ".join(diffusion.SAMPLERS)),
     "steps": (number(int, 1), "of samplers that walk a grid: ancestral, confidence, remdm"),
-    "grid": (schedule_name, "their mask rates: linear, cosine or poly:P (cosine)"),
+    "grid": (schedule_name,
+             f"their mask rates: {', '.join(diffusion.SCHEDULES)} or poly:P (cosine)"),
     "choice_temperature": (number(float, 0), "confidence: noise in what is revealed first"),
     "eta": (number(float, 0, 1), "remdm: share that is masked again, at most (0.1)"),
     "budget": (number(float, 0), "entropy: most nats of a call's tokens in all, less the largest"),

@@ -132,7 +132,7 @@ class Config:
     image_steps: int = setting(1100, "training steps of the image tokenizer", number(int, 1))
     speech_steps: int = setting(2000, "training steps of the speech tokenizer", number(int, 1))
 
-    schedule: str = setting("linear", "linear, cosine or poly:P")
+    schedule: str = setting("linear", f"{', '.join(diffusion.SCHEDULES)} or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
                               "kind=unweighted: all mask rates count the same; or kind=bound",
                               name_values(KINDS, one_of(WEIGHTINGS)))

@@ -121,7 +121,7 @@ def test_every_parameter_has_one_optimizer_and_its_factors():
                 assert group["eps"] == pytest.approx(1e-8 * factor["eps"])
                 assert group["betas"] == (0.9, 0.98)
             assert group["lr"] * group["weight_decay"] == pytest.approx(lr * decay)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="adapter.*GROUPS"):
         models.group_of("blocks.0.adapter.weight")
 
 

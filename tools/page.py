@@ -4,6 +4,7 @@
 """
 import base64
 import html
+import itertools
 import json
 from pathlib import Path
 
@@ -253,7 +254,7 @@ def curves(lines):
     chart += '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
     key = ""
     some = range(0, len(lines), max(1, len(lines) // 400))
-    for name, term, colour in zip(names, terms, COLOURS):
+    for name, term, colour in zip(names, terms, itertools.cycle(COLOURS)):
         x = [100 * lines[i]["step"] / last for i in some]
         points = [f"{a:.2f},{b:.2f}" for a, b in zip(x, down(term[some]))]
         chart += f'<polyline points="{" ".join(points)}" stroke="{colour}"/>'
