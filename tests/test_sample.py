@@ -20,7 +20,8 @@ RED = "a small red circle on white"
 
 def test_another_sampler_drops_what_only_the_default_one_has():
     changed = sample.settings_for("speech", sampler="entropy", budget=1.0, steps=None)
-    assert changed == dict(sampler="entropy", budget=1.0, temperature=0.6, guidance=1.0)
+    assert changed == dict(sampler="entropy", budget=1.0, temperature=0.6, guidance=1.0,
+                           candidates=4)
 
 
 def test_the_network_has_the_averaged_weights(toy):
