@@ -328,7 +328,7 @@ def answer(run, task, ids, seed=0, record=False, **changes):
     """Fill in the masked targets of a task in rows ids (B, L), of its first stage -> Samples.
 
     A pair from nothing is drawn by the chain rule: first the text, then what it describes. Our
-    choice: drawn together they fit each other less, since few training rows mask both.
+    choice: drawn together they fitted each other less (experiments/LOG.md).
     """
     if task in ACROSS:
         return across(run, task, ids, seed, record, **changes)
