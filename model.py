@@ -81,7 +81,7 @@ def completep(group, m_N, m_L, alpha=1.0):
 MULTIPLIERS = {  #  lr    decay  init_std
     "embedding":   (20.0, 0.0,   1.0),   # a row is rarely met: at 1 it would stay random
     "hidden":      (1.0,  1.0,   0.4),
-    "norm":        (1.0,  0.0,   None),  # as made: gains of one. A bias has to be made of zeros
+    "norm":        (1.0,  0.0,   None),  # None: as its constructor made it, of ones or zeros
     "qk_norm":     (1.0,  0.0,   None),
     "final_norm":  (1.0,  0.0,   None),
     "unembedding": (5.0,  0.2,   0.5),
