@@ -1,7 +1,6 @@
 """Whole files, checked checkpoints, one writer a folder, errors in one line, the device."""
 import argparse
 import contextlib
-import errno
 import json
 import math
 import os
@@ -216,8 +215,6 @@ def message(error):
     if isinstance(error, MemoryError) or re.search("out of memory|tried to allocate", str(error)):
         return (f"out of memory ({reason(error)}): to train, a lower --micro-batch, --batch-tokens "
                 "or --preset needs less; to sample, a lower --n")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left ({error.filename or error.strerror}): make room"
     if isinstance(error, OSError) and error.filename:
         return f"{quoted(error.filename)}: {reason(error)}"
     return f"{reason(error)} (--debug shows where)"
@@ -236,16 +233,13 @@ def command_line(main, name):
     try:
         main()
         sys.stdout.flush()
-        return
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        status, text = 1, "stopped"
+        sys.exit(f"{name}: stopped")
     except Exception as error:
         if debug:
             raise
-        status = 1 + isinstance(error, UsageError)
-        text = message(error)
-    print(f"{name}: {printable(text)}", file=sys.stderr)
-    sys.exit(status)
+        print(f"{name}: {printable(message(error))}", file=sys.stderr)
+        sys.exit(1 + isinstance(error, UsageError))

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -71,18 +72,7 @@ WEIGHTINGS = ("bound", "unweighted")
 
 def json_object(text):
     """A type of flag: '{"width": 128}' -> a dict."""
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text} is no JSON object such as {{"name": 1}}')
-    return value
-
-
-def one_of(names):
-    def parse(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(names)}")
-        return text
-    return parse
+    return dict(json.loads(text))
 
 
 # Recipes: what replaces the defaults below. A flag that is given wins over its recipe.
@@ -100,7 +90,7 @@ RECIPES = {
 @dataclass
 class Config:
     recipe: str = setting("tuned", "whose defaults: tuned, or paper: what is known of its training",
-                          one_of(RECIPES))
+                          choices=RECIPES)
     run: str = setting("runs/toy", "folder for everything the run writes")
     minutes: float = setting(7.0, "training time; tokenizers come on top", NOT_NEGATIVE)
     steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
@@ -135,7 +125,7 @@ class Config:
     schedule: str = setting("linear", f"{', '.join(diffusion.SCHEDULES)} or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
                               "kind=unweighted: all mask rates count the same; or kind=bound",
-                              name_values(KINDS, one_of(WEIGHTINGS)))
+                              name_values(KINDS, str))
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
@@ -149,21 +139,21 @@ class Config:
                                "mode=p: its times are t^p; below 1: higher mask rates",
                                name_values(MODES, NOT_NEGATIVE))
 
-    preset: str = setting("toy", "shape of the network", one_of(models.PRESETS))
+    preset: str = setting("toy", "shape of the network", choices=models.PRESETS)
     shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json_object)
     batch_tokens: int = setting(2048, "tokens a step, all kinds together", number(int, 1))
     micro_batch: int = setting(0, "rows in the network at a time; 0: all", number(int, 0))
     optimizer: str = setting("muon", "of the hidden matrices: muon or adamw (the rest: adamw)",
-                             one_of(("muon", "adamw")))
+                             choices=("muon", "adamw"))
     lr: float = setting(1e-3, "AdamW's, at the tuned point", POSITIVE)
     muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", POSITIVE)
     weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", NOT_NEGATIVE)
     gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", NOT_NEGATIVE)
     clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
     dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one",
-                         one_of(("auto", "float32", "bfloat16")))
+                         choices=("auto", "float32", "bfloat16"))
     compile: str = setting("auto", "auto, on, off; auto: on a GPU, and where training is long",
-                           one_of(("auto", "on", "off")))
+                           choices=("auto", "on", "off"))
 
     def model(self, vocab, places):
         """The network's shape for a stream of so many ids and places."""
@@ -205,6 +195,8 @@ def check_settings(config):
     for name in NOT_READ:
         if "" in getattr(config, name):
             raise UsageError(f"--{name}: an empty path; name a file or a folder")
+    if not set(config.weighting.values()) <= set(WEIGHTINGS):
+        raise UsageError(f"--weighting: choose from {', '.join(WEIGHTINGS)}")
     if not config.steps and not config.minutes:
         raise UsageError("--minutes or --steps must be above 0")
     for name in ("mix", "modes"):
@@ -227,8 +219,6 @@ def parse(argv=None):
             how["action"] = argparse.BooleanOptionalAction
         elif f.type is list:
             how["action"] = "append"
-        else:
-            how.setdefault("type", f.type)  # str: as it is
         if default not in ("", [], {}, False):
             how["help"] += f" (default: {typed(default)})"
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **how)
@@ -335,10 +325,8 @@ def world_size():
 
 def sum_over_processes(tensors):
     if world_size() > 1:
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
-            t.copy_(part.view_as(t))
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
 
 def train_step(net, optimizers, batch, config, autocast):
@@ -386,26 +374,18 @@ def update_average(average, net, share):
 
 @dataclass
 class Plan:
-    """How long a training is. With --minutes it is planned anew while the speed changes."""
-    steps: int             # of the whole training
-    tokens: float          # the horizon that the batch rule was given
-    warmup: float          # share of the training
-    since: int = 0         # step at which it was planned so
-    progress: float = 0.0  # share of the training that was over then
-    seconds: float = 0.0   # that training has taken so far
+    """How long a training is: so many steps or, with --minutes, so many seconds."""
+    steps: int            # of the whole training; with --minutes as many as were expected
+    tokens: float         # the horizon that the batch rule was given
+    warmup: float         # share of the training
+    length: float         # seconds of all steps; 0: the steps count
+    seconds: float = 0.0  # that the steps have taken so far
 
     def at(self, step):
-        """Share of the training that is over in the middle of a step."""
-        share = (step + 0.5 - self.since) / (self.steps - self.since)
-        return self.progress + (1 - self.progress) * share
-
-    def anew(self, step, minutes, step_seconds):
-        """The plan after `step` steps, if a step takes step_seconds from now on."""
-        left = max(1, round((60 * minutes - self.seconds) / step_seconds))
-        if step >= self.steps or abs(step + left - self.steps) < 0.05 * (self.steps - step):
-            return self
-        progress = self.at(step - 0.5)  # where the last step ended
-        return dataclasses.replace(self, steps=step + left, since=step, progress=progress)
+        """Share of the training that is over after so many steps."""
+        if self.length:
+            return self.seconds / self.length
+        return step / self.steps
 
 
 class Training:
@@ -427,7 +407,6 @@ class Training:
         if views * self.batches.count < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
                              f"({views * self.batches.count}) than there are processes")
-        self.terms = [name for name in TERMS if name.split("/")[0] in documents]
         if not config.loss_weights:  # the members' shares of the first step's tokens
             member = stream.describe(self.batches(0)).member              # (B, L)
             sizes = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
@@ -438,7 +417,11 @@ class Training:
 
     def batch(self, step):
         """The rows of a step that are this process'."""
-        batch = data.noised_batch(self.stream, self.batches(step), self.config, step)
+        rows = self.batches(step)
+        if self.net.config.causal:  # the autoregressive twin
+            batch = data.next_tokens(self.stream, rows)
+        else:
+            batch = data.noised_batch(self.stream, rows, self.config, step)
         first, last = (len(batch.x) * r // world_size() for r in (rank(), rank() + 1))
         return batch.rows(first, last)
 
@@ -447,15 +430,12 @@ class Training:
         On a CPU a second thread costs more than it saves: both want the interpreter and the cores.
         """
         if self.device.type == "cpu":
-            while True:
-                yield self.batch(step)
-                step += 1
+            yield from map(self.batch, itertools.count(step))
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self.batch, step)
-            while True:
+            for following in itertools.count(step + 1):
                 batch = coming.result()
-                step += 1
-                coming = ahead.submit(self.batch, step)
+                coming = ahead.submit(self.batch, following)
                 yield batch.to(self.device)
 
     def optimizers(self, rule):
@@ -476,11 +456,12 @@ class Training:
     def plan(self, began):
         """The Plan of a new training that began at this time."""
         steps = self.config.steps
+        length = 0.0
         if not steps:
             seconds = self.step_seconds()
-            left = 60 * self.config.minutes - (time.perf_counter() - began)
-            steps = agreed(max(10, int(left / seconds)))
-        return Plan(steps, steps * self.step_tokens, warmup_steps(steps) / steps)
+            length = max(10 * seconds, 60 * self.config.minutes - (time.perf_counter() - began))
+            steps = round(length / seconds)
+        return agreed(Plan(steps, steps * self.step_tokens, warmup_steps(steps) / steps, length))
 
     def state(self, step, plan, optimizers):
         """What a checkpoint holds."""
@@ -497,8 +478,9 @@ class Training:
 
     def named(self, terms):
         """Loss terms (S,) by name, those of the kinds that are trained on."""
-        values = dict(zip(TERMS, terms.tolist()))
-        return {name: round(values[name], 4) for name in self.terms}
+        kinds = self.batches.counts
+        return {name: round(value, 4) for name, value in zip(TERMS, terms.tolist())
+                if name.split("/")[0] in kinds}
 
     def padding(self):
         """Share of padding in the first steps."""
@@ -517,20 +499,16 @@ class Training:
         eager = self.net.trunk
         self.net.trunk = torch.compile(eager)
         start = time.perf_counter()
-        failed = ""
         try:
             part = self.batch(0).to(self.device).split(config.micro_batch)[0]
             with self.autocast:
                 diffusion.loss_terms(self.net, part).sum().backward()
+            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
         except Exception as error:  # whatever a missing compiler raises, training goes on without
-            failed = files.reason(error)
-            print(f"torch.compile failed ({failed}): training without", flush=True)
-        self.net.zero_grad(set_to_none=True)
-        if any_process(bool(failed), self.device):  # all of them alike
+            print(f"torch.compile failed ({files.reason(error)}): training without", flush=True)
             self.net.trunk = eager
             config.compile = "off"
-        else:
-            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+        self.net.zero_grad(set_to_none=True)
 
 
 def train(config, folder, stream, documents, device):
@@ -545,7 +523,8 @@ def train(config, folder, stream, documents, device):
     checkpoint = folder / "checkpoint.pt"
     state = files.load(checkpoint) if checkpoint.exists() else None
     if state:
-        plan = Plan(**state["plan"])
+        with files.reading(checkpoint):
+            plan = Plan(**state["plan"])
     else:
         plan = training.plan(began)
     rule = batch_rule(training.step_tokens, plan.tokens, config)
@@ -562,14 +541,13 @@ def train(config, folder, stream, documents, device):
     log = open(folder / "log.jsonl" if rank() == 0 else os.devnull, "a", encoding="utf-8")
     bar = tqdm(initial=step, desc="training", mininterval=1.0, disable=rank() > 0)
     kept = f"the last good state, if there is one, is {files.quoted(checkpoint)}"
-    spent = plan.seconds
-    lap = (step, time.perf_counter())
+    started = time.perf_counter() - plan.seconds  # had it not been stopped
     shown = 0.0  # when the page was written
     coming = training.upcoming(step)
     with stop_signal() as stopped, log, bar:
-        while step < plan.steps:
+        while plan.at(step) < 1:
             batch = next(coming)
-            set_lr(optimizers, lr_factor(plan.at(step), plan.warmup))
+            set_lr(optimizers, lr_factor(plan.at(step + 0.5), plan.warmup))
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
             except DataError as error:
@@ -577,9 +555,11 @@ def train(config, folder, stream, documents, device):
             # early on the average follows faster, so that it forgets the start
             update_average(training.average, net, max(1 - rule["ema"], 1 / (step + 2)))
             step += 1
-            bar.total = plan.steps
             bar.update()
-            last = step == plan.steps
+            seconds = time.perf_counter() - started
+            plan.seconds, stop = agreed((seconds, bool(stopped)))  # torchrun signals to all
+            last = plan.at(step) >= 1
+            bar.total = round(step / plan.at(step))
             if step % LOG_EVERY == 1 or last:
                 named = training.named(terms)
                 line = {"step": step, "tokens": round(step * training.step_tokens), "terms": named,
@@ -587,24 +567,18 @@ def train(config, folder, stream, documents, device):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 bar.set_postfix({n: f"{v:.2f}" for n, v in named.items()}, refresh=False)
-            stop = any_process(bool(stopped), device)
             if step % config.save_every and not last and not stop:
                 continue
-            now = time.perf_counter()
-            plan.seconds = spent + now - began
-            if not config.steps and not stop:
-                plan = agreed(plan.anew(step, config.minutes, (now - lap[1]) / (step - lap[0])))
-            lap = (step, now)
             if rank() == 0:
                 if not all(p.isfinite().all() for p in net.parameters()):
                     raise DataError(f"step {step}: a weight is not finite; {kept}")
                 files.save(checkpoint, training.state(step, plan, optimizers))
-                if last or stop or now - shown > 30:
+                if last or stop or seconds - shown > 30:
                     write_page(folder)
-                    shown = now
+                    shown = seconds
             if stop and not last:
                 agreed(None)  # nobody leaves before the first process has saved
-                raise DataError(f"stopped after step {step} of {plan.steps}, saved: python "
+                raise DataError(f"stopped after step {step} of {bar.total}, saved: python "
                                 f"train.py --resume --run {files.quoted(folder)} goes on")
 
 
@@ -666,15 +640,6 @@ def agreed(value):
     if world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
-
-
-def any_process(flag, device):
-    """Whether the flag is up in any process."""
-    if world_size() == 1:
-        return flag
-    up = torch.tensor(float(flag), device=device)
-    sum_over_processes([up])
-    return bool(up)
 
 
 # ------------------------------------------------------------------------------------------------

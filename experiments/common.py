@@ -156,10 +156,7 @@ def learn(of, training, run):
     for step in range(steps):
         ids = batches(step)
         seen = seen + tokens_of(run.stream, ids) * (1 + config.complement)
-        if training.net.config.causal:
-            batch = data.next_tokens(run.stream, ids)
-        else:
-            batch = data.noised_batch(run.stream, ids, config, step)
+        batch = training.batch(step)
         train.set_lr(optimizers, train.lr_factor((step + 0.5) / steps, warmup))
         train.train_step(training.net, optimizers, batch, config, training.autocast)
         if step + 1 in looks:

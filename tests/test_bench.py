@@ -50,9 +50,8 @@ def test_a_plan_by_hand():
         assert plan.frontier(parameters) == pytest.approx(tokens, rel=0.02)
 
 
-def test_the_twin_is_causal_and_has_no_second_view():
-    config = train.Config(shape={"width": 64, "depth": 1, "head_dim": 32}, dtype="float32",
-                          compile="off", batch_tokens=512, complement=True)
-    twin = bench.Twin(config, *bench.random_documents(config, 40), torch.device("cpu"))
-    assert twin.net.config.causal and not config.shape.get("causal")
+def test_a_causal_network_is_trained_on_whole_rows():
+    config = train.Config(shape={"width": 64, "depth": 1, "head_dim": 32, "causal": True},
+                          dtype="float32", batch_tokens=512)
+    twin = train.Training(config, *bench.random_documents(config, 40), torch.device("cpu"))
     assert twin.batch(0).x.equal(twin.batches(0))

@@ -39,9 +39,11 @@ def test_training_and_resuming_mix_no_devices(optimizer, trained, pretended, tmp
     folder = begun(trained[0], tmp_path / "run", steps=2, optimizer=optimizer, micro_batch=3,
                    complement=True)
     pretended.setattr(train.page, "write", lambda folder, run=None: "")
-    pretended.setattr(train, "any_process", lambda flag, device: True)  # as after Ctrl-C
+    agreed = train.agreed
+    pretended.setattr(train, "agreed",  # as after Ctrl-C
+                      lambda value: (value[0], True) if isinstance(value, tuple) else value)
     assert "stopped after step 1 of 2" in told(train.main, "--resume", "--run", folder)[1]
-    pretended.setattr(train, "any_process", lambda flag, device: False)
+    pretended.setattr(train, "agreed", agreed)
     call(train.main, "--resume", "--run", folder)
     assert files.load(folder / "checkpoint.pt")["step"] == 2
 

@@ -46,17 +46,6 @@ def random_documents(config, count=300):
     return stream, {kind: data.Documents.of(made[kind]) for kind in kinds}
 
 
-class Twin(train.Training):
-    """The autoregressive twin."""
-
-    def __init__(self, config, *rest):
-        shape = {**config.shape, "causal": True}
-        super().__init__(dataclasses.replace(config, shape=shape, complement=False), *rest)
-
-    def batch(self, step):
-        return data.next_tokens(self.stream, self.batches(step))
-
-
 def wait(device):
     """Until the device has done all that it was told."""
     if device.type != "cpu":
@@ -97,10 +86,13 @@ def lap(training, steps):
 def figures(name, training, laps, rate):
     """Print and return what the laps of a Training say: medians, tokens without padding."""
     making, seconds = np.median(laps, 0).tolist()
+    whole = seconds
+    if training.device.type == "cpu":
+        whole += making  # a GPU works meanwhile
     looked = float((training.batch(0).weight > 0).sum()) / training.step_tokens
     flops = training.step_tokens * flops_per_token(training.net, training.batches.length, looked)
     result = dict(batch_ms=1000 * making, step_ms=1000 * seconds,
-                  tokens_per_second=training.step_tokens / seconds, flops_per_step=flops,
+                  tokens_per_second=training.step_tokens / whole, flops_per_step=flops,
                   utilised=flops / seconds / rate, laps_ms=[1000 * step for _, step in laps])
     print("{0:15}{batch_ms:7.1f} ms{step_ms:8.1f} ms{tokens_per_second:11,.0f}{utilised:10.0%}"
           .format(name, **result), flush=True)
@@ -115,8 +107,16 @@ def peak_memory(device):
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def bench(config, device, laps, steps=20):
-    """Time it all, print a table, return the figures. laps: of each network, in turn."""
+def main():
+    parser = files.Parser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--laps", type=files.number(int, 1), default=3, help="of each, in turn (3)")
+    args, rest = parser.parse_known_args()
+    config, _ = train.parse(rest)
+    train.check_settings(config)
+    steps = config.steps or 20
+    config.steps = 0  # or few of them would not be compiled
+    device = files.pick_device(config.device)
     torch.set_float32_matmul_precision("high")
     name = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
@@ -136,28 +136,16 @@ def bench(config, device, laps, steps=20):
     training.compile()
     lap(training, steps)
     result["peak_bytes"] = peak_memory(device)
-    twin = Twin(config, stream, documents, device)
+    causal = dataclasses.replace(config, shape={**config.shape, "causal": True}, complement=False)
+    twin = train.Training(causal, stream, documents, device)
     twin.compile()
-    timed = [(lap(training, steps), lap(twin, steps)) for _ in range(laps)]
+    timed = [(lap(training, steps), lap(twin, steps)) for _ in range(args.laps)]
     first, second = zip(*timed)
     result["diffusion"] = figures("diffusion", training, first, rate)
     result["autoregressive"] = figures("autoregressive", twin, second, rate)
-    print("batch: made while the device works. utilised: 6 N a token and attention (PaLM, appendix "
+    print("batch: made while a GPU works. utilised: 6 N a token and attention (PaLM, appendix "
           f"B), as a share of a large matrix product's {rate / 1e12:.3g} TFLOP/s. peak memory "
           f"of diffusion: {result['peak_bytes'] / 2**30:.2f} GiB")
-    return result
-
-
-def main():
-    parser = files.Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--laps", type=files.number(int, 1), default=3, help="of each, in turn (3)")
-    args, rest = parser.parse_known_args()
-    config, _ = train.parse(rest)
-    train.check_settings(config)
-    steps = config.steps or 20
-    config.steps = 0  # or few of them would not be compiled
-    result = bench(config, files.pick_device(config.device), args.laps, steps)
     if args.json:
         files.write_json(args.json, result)
 
