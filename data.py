@@ -173,8 +173,7 @@ class Stream:
 
     def filled(self, modality, codes, slot):
         """Ids of a member, filled with ends to its slot. DataError if the codes do not fit."""
-        open_end = MODALITIES[modality].open_end
-        if len(codes) + open_end > slot or (not open_end and len(codes) < slot):
+        if len(codes) + MODALITIES[modality].open_end > slot:
             raise DataError(f"{modality} of {len(codes)} tokens does not fit into {slot}: shorten "
                             "it, or train with longer ones")
         ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends; overwritten if it has none
@@ -224,46 +223,27 @@ class Stream:
 
 def stacked(documents):
     """Documents, (n,) ids each -> rows (B, longest) of one document each, PAD behind it."""
-    longest = max(map(len, documents))
-    rows = np.full((len(documents), longest), PAD, np.int64)
-    for row, ids in zip(rows, documents):
-        row[:len(ids)] = ids
-    return torch.from_numpy(rows)
+    rows = [torch.from_numpy(ids) for ids in documents]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
 # ------------------------------------------------------------------------------------------------
 # Documents and batches.
 
-@dataclass
-class Documents:
-    """Documents of one kind: their ids one behind another, and where each ends."""
-    ids: np.ndarray   # (tokens,)
-    ends: np.ndarray  # (documents,)
-
-    @staticmethod
-    def of(documents):
-        ids = np.concatenate(documents).astype(np.int32)
-        return Documents(ids, np.cumsum([len(d) for d in documents]))
-
-    def lengths(self):
-        return np.diff(self.ends, prepend=0)
-
-    def __len__(self):
-        return len(self.ends)
-
-    def __getitem__(self, i):
-        start = self.ends[i - 1] if i else 0
-        return self.ids[start:self.ends[i]].astype(np.int64)
-
-    def first(self, n):
-        return [self[i] for i in range(min(n, len(self)))]
+def lengths(documents):
+    """Tokens of each document, (documents,)."""
+    return np.array([len(ids) for ids in documents])
 
 
 def save_documents(path, documents):
-    """{kind: (training, held-out) Documents} -> one file."""
+    """{kind: (training, held-out) documents} -> one file: all ids, and where each document ends."""
     saved = {}
     for kind, parts in documents.items():
-        saved[kind] = [(torch.from_numpy(d.ids), torch.from_numpy(d.ends)) for d in parts]
+        saved[kind] = []
+        for part in parts:
+            ids = torch.from_numpy(np.concatenate(part))
+            ends = torch.from_numpy(lengths(part).cumsum())
+            saved[kind].append((ids.int(), ends))
     files.save(path, saved)
 
 
@@ -273,7 +253,8 @@ def load_documents(path):
     documents = {}
     with files.reading(path):
         for kind, parts in saved.items():
-            documents[kind] = tuple(Documents(ids.numpy(), ends.numpy()) for ids, ends in parts)
+            documents[kind] = tuple(np.split(ids.long().numpy(), ends.tolist()[:-1])
+                                    for ids, ends in parts)
     return documents
 
 
@@ -283,7 +264,7 @@ def documents_per_step(documents, mix, batch_tokens):
     counts = {}
     for kind, docs in documents.items():
         tokens = batch_tokens * mix[kind] / total
-        counts[kind] = max(1, round(tokens / docs.lengths().mean()))
+        counts[kind] = max(1, round(tokens / lengths(docs).mean()))
     return counts
 
 
@@ -292,20 +273,20 @@ def fit_rows(documents, length):
 
     Returns (row, start) of each document and the number of rows.
     """
-    lengths = np.array([len(ids) for ids in documents], int)
-    room = np.full(len(lengths), length)  # an empty row has most room, so it is the last choice
-    spots = np.zeros((len(lengths), 2), int)
-    for i in np.argsort(-lengths, kind="stable"):
-        row = np.where(room >= lengths[i], room, length + 1).argmin()
+    sizes = lengths(documents)
+    room = np.full(len(sizes), length)  # an empty row has most room, so it is the last choice
+    spots = np.zeros((len(sizes), 2), int)
+    for i in np.argsort(-sizes, kind="stable"):
+        row = np.where(room >= sizes[i], room, length + 1).argmin()
         spots[i] = row, length - room[row]
-        room[row] -= lengths[i]
+        room[row] -= sizes[i]
     return spots, int((room < length).sum())
 
 
 class Batches:
     """The rows of each step: a pure function of (seed, step), so that resuming needs no state.
 
-    documents: {kind: Documents}. counts: {kind: documents a step}. Each kind goes through shuffled
+    documents: {kind: documents}. counts: {kind: documents a step}. Each kind goes through shuffled
     epochs of its own.
     """
 
@@ -333,7 +314,7 @@ class Batches:
     def shape(self, trials=8):
         """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
         drawn = [self.drawn(step) for step in range(trials)]
-        longest = max(int(d.lengths().max()) for d in self.documents.values())
+        longest = max(int(lengths(docs).max()) for docs in self.documents.values())
         shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
             rows = max(fit_rows(documents, length)[1] for documents in drawn)
@@ -388,14 +369,11 @@ def noised_batch(stream, ids, config, step):
     u = torch.from_numpy(random.random(ids.shape))
     schedule = diffusion.schedule(config.schedule)
     unweighted = torch.tensor([config.weighting.get(kind) == "unweighted" for kind, _ in MEMBERS])
-    complements = [False]
-    if config.complement:
-        complements.append(True)
     views = []
-    for complement in complements:
+    for complement in range(1 + config.complement):
         rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
-        views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK,
-                                       complement))
+        views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK))
+        u = 1 - u  # at the complement's rates it hides what u shows
     x, weight, noised = (torch.cat(parts) for parts in zip(*views))       # (B or 2B, L)
     same = dict(place=rows.place, doc=rows.doc, target=ids, low=rows.low, high=rows.high,
                 member=rows.member.clamp(min=0))

@@ -100,23 +100,20 @@ def noise_levels(t, roles, schedule, complement=False, unweighted=False):
     return torch.where(noised, rate, absent), noised * weight
 
 
-def corrupt(ids, doc, member, rate, weight, u, mask_id, complement=False):
+def corrupt(ids, doc, member, rate, weight, u, mask_id):
     """The forward process: hide each token with the mask rate of its member in its document.
 
     ids (B, L): clean tokens. doc, member (B, L): indices into rate and weight (N, S); member is -1
-    for tokens that are never hidden. u (B, L): uniforms. complement: hide those noised tokens that
-    the same u shows without it. Returns x_t (B, L); weight (B, L) float32, 0 where a token carries
-    no loss; noised (B, L) bool, all tokens that could have been hidden with loss.
+    for tokens that are never hidden. u (B, L): uniforms; at the complement's rates 1 - u hides what
+    u shows. Returns x_t (B, L); weight (B, L) float32, 0 where a token carries no loss; noised
+    (B, L) bool, all tokens that could have been hidden with loss.
     """
     free = member >= 0
     at = (doc.clamp(min=0), member.clamp(min=0))
     rate = rate[at]                                                       # (B, L)
     weight = weight[at] * free                                            # (B, L)
     noised = weight > 0
-    hidden = u < rate
-    if complement:
-        hidden = torch.where(noised, u >= 1 - rate, hidden)
-    hidden = hidden & free
+    hidden = (u < rate) & free
     return ids.masked_fill(hidden, mask_id), (weight * hidden).float(), noised
 
 
@@ -148,10 +145,7 @@ class Batch:
         return [self.rows(i, i + size) for i in range(0, len(self.x), size)]
 
     def to(self, device):
-        # only CUDA stages memory that is not pinned before the copy (pytorch issue 139550)
-        ahead = device.type == "cuda"
-        moved = {k: v.to(device, non_blocking=ahead) for k, v in vars(self).items()}
-        return Batch(**moved)
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def loss_terms(net, b):
@@ -246,14 +240,12 @@ class Proposer:
         rows = where.any(1)                                               # (B,)
         self.nfe += rows
         logits = self.predict(x[rows], where[rows]).float()               # (M, V)
-        logits = restrict(logits, self.low[where], self.high[where])
         if self.guidance:  # classifier-free: l_c + w (l_c - l_u) (UniDisc, 2503.20853)
             self.nfe += rows
             alone = x.masked_fill(self.condition, self.mask_id)
             unconditional = self.predict(alone[rows], where[rows]).float()
-            mixed = logits + self.guidance * (logits - unconditional)
-            logits = torch.where(logits.isneginf(), logits, mixed)  # other ids stay impossible
-        return logits
+            logits = logits + self.guidance * (logits - unconditional)
+        return restrict(logits, self.low[where], self.high[where])
 
     def propose(self, x, where):
         """Draw a token at every True position of where (B, L).
@@ -267,7 +259,7 @@ class Proposer:
         if not where.any():
             return tokens, logp, entropy
         full = self.logits(x, where).log_softmax(-1)                      # (M, V)
-        if self.temperature > 0:
+        if self.temperature > 1e-6:  # with less all logits would overflow
             scaled = filter_logits(full.double() / self.temperature, self.top_k, self.top_p)
             chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
         else:
@@ -391,18 +383,19 @@ def remdm_again(s, eta=0.1):
 @dataclass(frozen=True)
 class Sampler:
     choose: Callable        # Step -> (B, L) bool: which tokens are revealed
-    options: tuple          # what else it takes
+    options: tuple          # settings that not all samplers have
     by_rate: bool = False   # it walks falling mask rates; else it goes on until nothing is masked
     needs_proposals: bool = False  # for all masked tokens, before it chooses
     mask_again: Callable = None    # Step -> (B, L) bool: which revealed tokens are masked again
 
 
 SAMPLERS = {
-    "ancestral": Sampler(ancestral, (), by_rate=True),
+    "ancestral": Sampler(ancestral, ("steps", "grid"), by_rate=True),
     "first-hitting": Sampler(first_hitting, ()),
-    "confidence": Sampler(confidence, ("choice_temperature",), by_rate=True, needs_proposals=True),
+    "confidence": Sampler(confidence, ("steps", "grid", "choice_temperature"), by_rate=True,
+                          needs_proposals=True),
     "entropy": Sampler(entropy_bounded, ("budget", "block"), needs_proposals=True),
-    "remdm": Sampler(remdm, ("eta",), by_rate=True, mask_again=remdm_again),
+    "remdm": Sampler(remdm, ("steps", "grid", "eta"), by_rate=True, mask_again=remdm_again),
 }
 
 

@@ -6,14 +6,9 @@
     python sample.py speech-to-text clip.wav
     python sample.py text "the red circle"                            goes on from it, or from none
     python sample.py image        python sample.py speech       a text, then what it says
-    python sample.py speech-to-image clip.wav                         by a caption that begins as
-                                                                      the clip says
-    python sample.py image-to-speech picture.png                      says of the caption what
-                                                                      speech would say
-    python sample.py infill "the red circle is ___ the blue square."  ___ is a hole; or a picture or
-                                                                      clip and --hole FROM:TO
-
---watch shows in the terminal how masks became tokens, when all are made.
+    python sample.py speech-to-image clip.wav                         by a text, see between.py
+    python sample.py image-to-speech picture.png
+    python sample.py infill "the red circle is ___ the blue square."  or a file, and --hole FROM:TO
 
 generate (prompts) asks answer (a task), which asks fill (rows), which asks diffusion.sample.
 """
@@ -98,17 +93,9 @@ def settings_for(task, **changes):
     changes = {name: value for name, value in changes.items() if value is not None}
     base = DEFAULTS[stages_of(task)[-1]]
     if changes.get("sampler", base["sampler"]) != base["sampler"]:
-        own = options_of(base["sampler"])
+        own = diffusion.SAMPLERS[base["sampler"]].options
         base = {name: value for name, value in base.items() if name not in own}
     return {**base, **changes}
-
-
-def options_of(sampler):
-    """What only some samplers take: the options of this one."""
-    sampler = diffusion.SAMPLERS[sampler]
-    if sampler.by_rate:
-        return ("steps", "grid", *sampler.options)
-    return sampler.options
 
 
 OF_CONDITIONS = ("guidance", "candidates", "rounds")  # they compare samples with a condition
@@ -121,8 +108,8 @@ def check_options(task, changes, infilling=False):
         if (infilling or task == "text") and changes.get(name) is not None:
             raise UsageError(f"{flag(name)} changes nothing in texts and infilling: leave it out")
     sampler = settings_for(task, **changes)["sampler"]
-    own = options_of(sampler)
-    options = {name for other in diffusion.SAMPLERS for name in options_of(other)}
+    own = diffusion.SAMPLERS[sampler].options
+    options = {name for other in diffusion.SAMPLERS.values() for name in other.options}
     for name in sorted(options):
         if name not in own and changes.get(name) is not None:
             has = ", ".join(map(flag, own)) or "none of its own"
@@ -148,7 +135,7 @@ class Run:
 
     @functools.cached_property
     def documents(self):
-        """{kind: (training, held-out) Documents}"""
+        """{kind: (training, held-out) documents}"""
         return data.load_documents(self.folder / "documents.pt")
 
     def ask(self, x, where):
@@ -243,12 +230,11 @@ def without_early_ends(rows, kind):
     """rows.high (B, L), less the end id where given content follows in the same member."""
     high = rows.high.clone()
     for modality in KINDS[kind]:
-        if not MODALITIES[modality].open_end:
-            continue
-        of = rows.of(kind, modality)
-        content = of & (rows.ids != MASK) & (rows.ids < rows.high - 1)    # (B, L)
-        follows = content.flip(1).long().cummax(1).values.flip(1).bool()
-        high -= (of & follows).long()
+        if MODALITIES[modality].open_end:
+            of = rows.of(kind, modality)
+            content = of & (rows.ids != MASK) & (rows.ids < rows.high - 1)  # (B, L)
+            last = (rows.place * content).amax(1, keepdim=True)           # (B, 1)
+            high -= (of & (rows.place < last)).long()
     return high
 
 
@@ -280,8 +266,9 @@ def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candi
     """
     began = time.perf_counter()
     targets = targets or KINDS[kind]
-    if not condition:
+    if not condition:  # nothing to compare with
         candidates = 1
+        settings["guidance"] = 0.0
     size = max(16, batch // candidates)  # prompts at a time
     made, calls, films = [], [], []
     for i in range(0, len(ids), size):
@@ -339,8 +326,6 @@ def answer(run, task, ids, seed=0, record=False, **changes):
         text = fill(run, kind, ids, ("text",), (), seed + 500_000, record, **TEXT_OF_A_PAIR)
         made = fill(run, kind, text.ids, targets[:1], ["text"], seed, record, **settings)
         return made.after(text)
-    if not given:
-        settings["guidance"] = 0.0
     return fill(run, kind, ids, targets, given, seed, record, **settings)
 
 
@@ -372,13 +357,11 @@ def drawn_extents(run, at_least, seed):
     In training a text's extent is known, since a token sees its own document only. So it has to
     be drawn first: in a longer one than it has seen the network writes its longest texts.
     """
-    extents = np.sort(run.documents["text"][0].lengths() - HEAD)
+    extents = np.sort(data.lengths(run.documents["text"][0]) - HEAD)
     below = np.searchsorted(extents, at_least, side="right")              # these are too short
     u = data.rng(seed, 5).random(len(below))
     at = below + (u * (len(extents) - below)).astype(int)
-    longest = run.stream.slots["text"][0]
-    drawn = extents[np.minimum(at, len(extents) - 1)]
-    return np.where(below < len(extents), drawn, longest)
+    return np.append(extents, run.stream.slots["text"])[at]  # if all are too short, the longest
 
 
 def text_rows(run, prompts, length, seed):
@@ -462,7 +445,6 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
     document[start + int(first * free):start + math.ceil(last * free - 1e-9)] = MASK
     rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
-    settings["guidance"] = 0.0
     if caption or not trained_in(run, "first"):
         return fill(run, kind, rows, KINDS[kind], seed=seed, record=record, **settings)
     made = fill(run, kind, rows, (modality,), seed=seed, record=record, **settings)
@@ -500,13 +482,9 @@ def contact_sheet(pictures, columns=10, zoom=3):
     """Pictures, uint8 (H, W, C), in reading order, `zoom` times as large, as one picture."""
     columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
-    missing = -len(pictures) % columns
-    pictures = [*pictures, *[blank] * missing]
-    rows = []
-    for i in range(0, len(pictures), columns):
-        rows.append(np.concatenate(pictures[i:i + columns], 1))
-    sheet = np.concatenate(rows)
-    return sheet.repeat(zoom, 0).repeat(zoom, 1)
+    pictures = [*pictures, *[blank] * (-len(pictures) % columns)]
+    rows = [np.hstack(pictures[i:i + columns]) for i in range(0, len(pictures), columns)]
+    return np.vstack(rows).repeat(zoom, 0).repeat(zoom, 1)
 
 
 def write_outputs(made, folder, stem):
@@ -579,13 +557,6 @@ def read_prompt(run, modality, prompt):
     return folders.open_picture(prompt, config.side, config.channels)
 
 
-def hole_tokens(hole):
-    """The tokens of a hole in a text."""
-    if not hole.isdecimal() or not int(hole):
-        raise UsageError(f"--hole {hole}: in a text a number of tokens, at least 1")
-    return int(hole)
-
-
 def hole_share(hole):
     """FROM:TO -> (from, to), a share between 0 and 1."""
     try:
@@ -606,8 +577,10 @@ def run_infill(run, args, changes):
             raise UsageError("--caption is of a picture or a clip, not of a text")
         check_trained(run, "infill", "text")
         check_options("text", changes, infilling=True)
-        tokens = hole_tokens(args.hole or "2")
-        return infill_text(run, prompt, tokens, n, args.seed, changes, args.watch)
+        hole = args.hole or "2"
+        if not hole.isdecimal() or not int(hole):
+            raise UsageError(f"--hole {hole}: in a text a number of tokens, at least 1")
+        return infill_text(run, prompt, int(hole), n, args.seed, changes, args.watch)
     if not Path(prompt).exists():
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"

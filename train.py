@@ -402,7 +402,7 @@ class Training:
         views = 1 + config.complement
         counts = data.documents_per_step(documents, config.mix, config.batch_tokens / views)
         self.batches = data.Batches(documents, counts, config.seed)
-        means = {kind: docs.lengths().mean() for kind, docs in documents.items()}
+        means = {kind: data.lengths(docs).mean() for kind, docs in documents.items()}
         self.step_tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))
         if views * self.batches.count < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "

@@ -21,8 +21,8 @@ from common import files
 
 SPINS = ("300000", "10000", "3000", "1000", "0")
 BUSY = [sys.executable, "-c", "while True: pass"]
-SMALLEST = ("--steps", "2", "--laps", "1", "--batch-tokens", "128", "--dtype", "float32",
-            "--shape", '{"width": 32, "depth": 1}')
+SMALLEST = ("--steps", "2", "--laps", "1", "--compile", "off", "--batch-tokens", "128",
+            "--dtype", "float32", "--shape", '{"width": 32, "depth": 1}')
 QUICK = dict(spins=SPINS[-1:], flags=SMALLEST)
 
 

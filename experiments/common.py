@@ -122,7 +122,7 @@ def start(of):
     config = dataclasses.replace(of.config)
     learnt = {kind: documents[kind][0] for kind in config.mix}
     if of.unique:
-        learnt = {k: data.Documents.of(d.first(of.unique)) for k, d in learnt.items()}
+        learnt = {k: d[:of.unique] for k, d in learnt.items()}
     training = train.Training(config, stream, learnt, CPU)
     settings = {"config": vars(config)}
     run = sample.Run(folder, settings, stream, tokenizers, training.net, CPU, training.dtype)
@@ -196,7 +196,7 @@ def held_out(run, kind, members=(), rounds=4):
     The bound of a text is given its extent, since a token sees its own document only. A causal
     network has to predict where a text ends. So the extent's -log p is added to the bound.
     """
-    rows = run.rows(data.stacked(run.documents[kind][1].first(512)))
+    rows = run.rows(data.stacked(run.documents[kind][1][:512]))
     noised = rows.of(kind, *(members or data.KINDS[kind]))
     tokens = noised.sum(1).numpy()
     if run.net.config.causal:

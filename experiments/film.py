@@ -27,7 +27,7 @@ PANELS = {"text-to-image": (7, 116, 108, 4), "image-to-text": (7, 116, 108, 4),
 def stages(run, task):
     """Ids (FRAMES, B, L) of a task's answers, evenly spaced in masked tokens."""
     kind, targets = sample.TASKS[task]
-    ids = data.stacked(run.documents[kind][1].first(PANELS[task][0]))
+    ids = data.stacked(run.documents[kind][1][:PANELS[task][0]])
     ids = sample.punch(run, kind, ids, *targets)
     film = torch.stack(sample.answer(run, task, ids, record=True).film)   # (n, B, L)
     left = (film == data.MASK).sum(2).double()                            # (n, B)

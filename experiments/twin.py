@@ -24,7 +24,7 @@ def size_of(of):
     """Tokens and characters of a trial's held-out texts."""
     folder, stream, documents, tokenizers = common.world(of)
     run = sample.Run(folder, {}, stream, tokenizers, None, CPU)
-    ids = data.stacked(documents["text"][1].first(512))
+    ids = data.stacked(documents["text"][1][:512])
     codes = sample.codes_of(run, "text", "text", ids)
     tokens = int((stream.describe(ids).member >= 0).sum())
     return tokens, sum(score.units_of(run, "text", c) for c in codes)

@@ -2,7 +2,7 @@
 
 An item is a text, a picture with its caption, or a clip with its transcript. On its way into a row
 a picture becomes pixels (a source's load), codes (a tokenizer's encode), ids of the stream between
-task and boundary tokens (Stream.document), a stretch of Documents, and a part of a row (Batches).
+task and boundary tokens (Stream.document), and a part of a row (Batches).
 """
 import time
 
@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 import files
-from data import HEAD, KINDS, MODALITIES, Documents, Stream, rng, round_up, save_documents
+from data import HEAD, KINDS, MODALITIES, Stream, rng, round_up, save_documents
 from files import DataError, UsageError
 from sources import Source, digest, folders, toyspeech, toyworld
 from tokenizers import audio, image, text
@@ -198,7 +198,7 @@ def make_documents(stream, kind, codes, at):
 
 
 def prepare(config, sources, folder, device, clock):
-    """Sources -> stream, {kind: (training, held-out) Documents} and {modality: tokenizer}.
+    """Sources -> stream, {kind: (training, held-out) documents} and {modality: tokenizer}.
 
     Writes tokenizers, their reports and documents.pt into folder. Items are held out by content:
     none is in the training set, not even as the same tokens. Tokenizers see training items only.
@@ -239,6 +239,6 @@ def prepare(config, sources, folder, device, clock):
         if not fresh:
             raise DataError(f"{sources[kind].name}: every held-out item has the same tokens as a "
                             "training item: give more, and more different, items")
-        documents[kind] = (Documents.of(learnt), Documents.of(fresh))
+        documents[kind] = learnt, fresh
     save_documents(folder / "documents.pt", documents)
     return stream, documents, tokenizers

@@ -74,7 +74,7 @@ def test_a_text_is_said_up_to_its_first_likely_end(toy, monkeypatch):
 def test_the_stages_are_asked_one_after_the_other(task, toy, quick):
     first, last = ACROSS[task]
     kind = TASKS[first][0]
-    truth = data.stacked(toy.documents[kind][1].first(2))
+    truth = data.stacked(toy.documents[kind][1][:2])
     ids = sample.punch(toy, kind, truth, *TASKS[first][1])
     made = sample.across(toy, task, ids, 3, True, steps=2)
     alone = sample.answer(toy, first, ids, 3)

@@ -27,7 +27,7 @@ def documents(kind, n):
             made += STREAM.texts(rng.integers(0, 10, rng.integers(2, 20)))
         else:
             made.append(STREAM.document(kind, [codes[modality] for modality in KINDS[kind]]))
-    return data.Documents.of(made)
+    return made
 
 
 DOCUMENTS = {kind: documents(kind, 40) for kind in KINDS}
@@ -116,8 +116,8 @@ def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_st
 
 
 def test_each_kind_goes_through_shuffled_epochs_of_its_own():
-    texts = data.Documents.of([[i] * 3 for i in range(40)])
-    pairs = data.Documents.of([[100 + i] * 5 for i in range(10)])
+    texts = [[i] * 3 for i in range(40)]
+    pairs = [[100 + i] * 5 for i in range(10)]
     made = data.Batches({"text": texts, "image-text": pairs}, {"text": 15, "image-text": 4}, 0)
     drawn = [int(document[0]) for step in range(8) for document in made.drawn(step)]
     for first, size in ((0, 40), (100, 10)):
@@ -131,7 +131,7 @@ def test_kinds_have_their_shares_of_the_tokens():
     mix = {"text": 1, "image-text": 2, "speech-text": 1}
     counts = data.documents_per_step(DOCUMENTS, mix, 4096)
     for kind, count in counts.items():
-        tokens = count * DOCUMENTS[kind].lengths().mean()
+        tokens = count * data.lengths(DOCUMENTS[kind]).mean()
         assert tokens == pytest.approx(4096 * mix[kind] / 4, rel=0.02)
     assert set(data.documents_per_step(DOCUMENTS, mix, 1).values()) == {1}
 

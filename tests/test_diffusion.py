@@ -95,7 +95,8 @@ def estimates(world, x, schedule, complement, role, member, n=40_000):
     ids = torch.tensor(x).expand(u.shape)
     doc = torch.arange(n)[:, None].expand(u.shape)
     rate, weight = d.noise_levels(t, role.expand(n, 2), d.schedule(schedule), complement)
-    x_t, weight, _ = d.corrupt(ids, doc, member.expand(u.shape), rate, weight, u, MASK, complement)
+    u = 1 - u if complement else u
+    x_t, weight, _ = d.corrupt(ids, doc, member.expand(u.shape), rate, weight, u, MASK)
     return (weight.numpy() * world.nll(ids, x_t == MASK)).sum(1)
 
 
@@ -131,7 +132,7 @@ DOC = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, -1]])
 MEMBER = torch.tensor([[-1, 0, 0, 1, -1, 0, 1, 1, -1]])
 IDS = torch.tensor([[9, 1, 2, 3, 9, 4, 5, 6, 8]])
 ROLES = torch.tensor([[NOISED, CLEAN], [ABSENT, NOISED]])
-U = torch.tensor([[0.0, 0.2, 0.25, 0.0, 0.0, 0.9, 0.4, 0.5, 0.0]]).double()  # two on the edge
+U = torch.tensor([[0.0, 0.2, 0.3, 0.0, 0.0, 0.9, 0.4, 0.6, 0.0]]).double()
 
 
 @pytest.mark.parametrize("complement, x_t, weight", [
@@ -141,7 +142,7 @@ U = torch.tensor([[0.0, 0.2, 0.25, 0.0, 0.0, 0.9, 0.4, 0.5, 0.0]]).double()  # t
 def test_noise_and_loss_by_hand(complement, x_t, weight):
     """Of a member's two noised tokens one is masked: the sum is divided by both."""
     levels = d.noise_levels(torch.tensor([0.25, 0.5]), ROLES, d.schedule("linear"), complement)
-    x, w, noised = d.corrupt(IDS, DOC, MEMBER, *levels, U, MASK, complement)
+    x, w, noised = d.corrupt(IDS, DOC, MEMBER, *levels, 1 - U if complement else U, MASK)
     assert x.tolist() == [x_t]
     assert w[0].tolist() == pytest.approx(weight)
     assert noised.tolist() == [[0, 1, 1, 0, 0, 0, 1, 1, 0]]

@@ -44,7 +44,7 @@ def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     run = sample.load_run(folder, torch.device("cpu"))
     caption = run.tokenizers["text"].encode(["<img>\x1b&"])[0]
     ids = run.stream.document("image-text", [[0] * 19, caption])
-    run.documents["image-text"] = (None, data.Documents.of([ids]))
+    run.documents["image-text"] = (None, [ids])
     (folder / "log.jsonl").write_text('{"step": 1, "tokens": 5, "terms": {"<b>": 1.0}}\n')
     text = page.write(folder, run).read_text(encoding="utf-8")
     assert "&lt;img&gt;\\x1b&amp;" in text and "\x1b" not in text
@@ -65,7 +65,7 @@ def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path)
 
 
 def test_a_picture_is_shown_as_it_is_decoded_and_grey_where_it_is_masked(toy):
-    documents = data.stacked(toy.documents["image-text"][1].first(1))
+    documents = data.stacked(toy.documents["image-text"][1][:1])
     ids = content(toy, "image-text", "image", documents)[0].numpy()
 
     def decoded(ids):
@@ -115,7 +115,7 @@ def test_a_text_is_shown_up_to_its_end_with_whole_characters(toy):
 
 def test_doubt_is_that_of_the_network_when_it_chose(toy):
     """Against a softmax over a position's own ids, written out."""
-    last = data.stacked(toy.documents["image-text"][1].first(1))
+    last = data.stacked(toy.documents["image-text"][1][:1])
     rows = toy.stream.describe(last)
     at = int(rows.of("image-text", "text")[0].nonzero()[0])
     low, high = rows.low[0, at], rows.high[0, at]

@@ -30,7 +30,7 @@ FLAGS = {  # value: what is told of it
     "--modes joint=0": "--modes", "--mix text=lots": "--mix: invalid name=value,name=value",
     "--lr -1": "--lr: -1 is not from 1e-09 up", "--lr nan": "--lr", "--minutes 0": "--minutes or",
     "--muon-lr 0": "--muon-lr: 0 is not from", "--mix text=0": "--mix: give one of them a share",
-    "--preset huge": "--preset: invalid choice: 'huge'", "--shape 5": "--shape: invalid json_object",
+    "--preset huge": "--preset: invalid choice", "--shape 5": "--shape: invalid json_object",
     '--shape {"widht":64}': "--shape", '--shape {"width":100}': "--shape: width 100, depth 3",
     '--shape {"head_dim":0}': "--shape: width 192, depth 3, head_dim 0",
     '--shape {"mlp_ratio":"a"}': "--shape", '--shape {"base_width":0}': "--shape",

@@ -32,7 +32,7 @@ def test_the_network_has_the_averaged_weights(toy):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_given_stays_and_what_is_made_is_in_range(task, toy):
     kind, targets = TASKS[task]
-    truth = data.stacked(toy.documents[kind][1].first(2))[[0, -1, 0]]
+    truth = data.stacked(toy.documents[kind][1][:2])[[0, -1, 0]]
     ids = sample.punch(toy, kind, truth, *targets)
     few = dict(record=True, candidates=2, rounds=1, correct=1)
     made = sample.answer(toy, task, ids, 5, **few)
@@ -151,7 +151,7 @@ def test_texts_of_several_lengths_see_nothing_of_each_other(toy, monkeypatch):
 
 def test_extents_are_drawn_as_in_training(toy, monkeypatch):
     texts = [toy.stream.texts(np.arange(n))[0] for n in (3, 12, 20, 5, 18)]
-    documents = data.Documents.of(texts)
+    documents = texts
     monkeypatch.setitem(toy.documents, "text", (documents, None))
     true = np.array([8, 16, 24, 8, 24])
     drawn = sample.drawn_extents(toy, np.zeros(4000, int), 3)

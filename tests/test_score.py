@@ -45,7 +45,7 @@ def test_the_bound_is_that_of_the_chain_rule(kind, direction, toy, monkeypatch):
     monkeypatch.setattr(score, "extent_nats", lambda run, extents: 100.0 + 0 * extents)
     found = [score.bounds(toy, documents=3, rounds=12, seed=seed) for seed in range(6)]
     found = np.array([b[f"{kind}: {direction}"]["nats_per_document"] for b in found])
-    documents = toy.documents[kind][1].first(3)
+    documents = toy.documents[kind][1][:3]
     wanted = np.array([by_chain_rule(toy, kind, members, d, 16) for d in documents])  # (3, 16)
     wanted += 100 * (kind == "text")  # its extent
     error = np.hypot(found.std() / 6 ** 0.5, wanted.std(1).mean() / 48 ** 0.5)
@@ -55,7 +55,7 @@ def test_the_bound_is_that_of_the_chain_rule(kind, direction, toy, monkeypatch):
 
 def test_probabilities_of_extents_by_hand_sum_to_one(toy, monkeypatch):
     texts = [toy.stream.texts(np.arange(n))[0] for n in (3, 12, 20, 5)]
-    monkeypatch.setitem(toy.documents, "text", (data.Documents.of(texts), None))
+    monkeypatch.setitem(toy.documents, "text", (texts, None))
     possible = np.append(np.arange(8, 94, 8), 94)
     nats = score.extent_nats(toy, possible)
     assert nats[:4] == pytest.approx(-np.log(np.array([3, 2, 2, 1]) / (4 + 12)))
@@ -80,7 +80,7 @@ def test_bits_are_nats_over_units(toy):
     bits = entry["nats_per_document"] / math.log(2)
     assert entry["bits_per_pixel-channel"] == pytest.approx(bits / 3072)
     entry = bounds["image-text: text given image"]
-    ids = data.stacked(toy.documents["image-text"][1].first(99))
+    ids = data.stacked(toy.documents["image-text"][1][:99])
     texts = sample.decoded(toy, "image-text", "text", ids)
     bits = entry["nats_per_document"] / math.log(2) * len(texts)
     assert entry["bits_per_character"] == pytest.approx(bits / sum(map(len, texts)))
@@ -121,7 +121,7 @@ def test_right_answers_are_judged_right_and_others_wrong_and_unseen_ones_are_new
     own = cells["image"]["its own caption"].judge
     pair = {"image": pictures, "text": captions}
     assert own(pair)["all"].all() and not own({**pair, "text": captions[::-1]})["all"].all()
-    ids = data.stacked(toy.documents["image-text"][0].first(999))
+    ids = data.stacked(toy.documents["image-text"][0][:999])
     learnt = set(sample.decoded(toy, "image-text", "text", ids))
     for name, cell in cells["text-to-image"].items():
         assert name.startswith("seen") or not learnt & set(cell.prompts)
@@ -134,7 +134,7 @@ def test_pictures_of_questions_are_none_of_the_training(toy, monkeypatch):
     encode = toy.tokenizers["image"].encode
     codes = encode(toyworld.draw(scenes, 9))
     made = [toy.stream.document("image-text", [c, [0]]) for c in codes]
-    monkeypatch.setitem(toy.documents, "image-text", (data.Documents.of(made), None))
+    monkeypatch.setitem(toy.documents, "image-text", (made, None))
     known = {c.tobytes() for c in codes}
     pictures, stale = score.fresh_pictures(toy, score.learnt_pictures(toy), scenes, 9, tries=9)
     assert sum(c.tobytes() in known for c in encode(pictures)) == stale < 20
@@ -150,7 +150,7 @@ def test_own_data_are_asked_for_held_out_items_and_judged_by_words_or_characters
     for task, cell in cells.items():
         rows = cell["held out"].prompts
         kind = TASKS[task][0]
-        truth = data.stacked(toy.documents[kind][1].first(5))
+        truth = data.stacked(toy.documents[kind][1][:5])
         at = toy.stream.describe(rows).of(kind, "text")
         assert (rows[at] == MASK).all() and torch.equal(rows[~at], truth[~at])
         texts = sample.decoded(toy, kind, "text", truth)

@@ -26,7 +26,7 @@ SLOTS = {"image-text": [19, 12], "speech-text": [72, 8]}  # tokens of each membe
 
 
 def random_documents(config, count=300):
-    """Stream and {kind: Documents} of random codes, `count` of each kind in the mix."""
+    """Stream and {kind: documents} of random codes, `count` of each kind in the mix."""
     room = config.text_length - data.HEAD
     stream = data.Stream(CODES, {"text": [room], **SLOTS})
     random = data.rng(config.seed, 31)
@@ -43,7 +43,7 @@ def random_documents(config, count=300):
         pair = codes("speech", 69), codes("text", 7)
         made["speech-text"].append(stream.document("speech-text", pair))
     kinds = [kind for kind in made if config.mix.get(kind)]
-    return stream, {kind: data.Documents.of(made[kind]) for kind in kinds}
+    return stream, {kind: made[kind] for kind in kinds}
 
 
 def wait(device):

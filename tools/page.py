@@ -138,7 +138,7 @@ def card(run, task, made, sure, truth, row):
 
 def held_out_texts(run, kind):
     """The texts of the first 300 held-out documents."""
-    ids = data.stacked(run.documents[kind][1].first(300))
+    ids = data.stacked(run.documents[kind][1][:300])
     return sample.decoded(run, kind, "text", ids)
 
 
@@ -147,7 +147,7 @@ def prompts(run, task):
     text begins as one of the last stage's kind, or the other way round, if there are any."""
     kinds = sample.kinds_of(task)
     held_out = run.documents[kinds[0]][1]
-    chosen = held_out.first(SAMPLES)
+    chosen = held_out[:SAMPLES]
     if len(kinds) == 2:
         texts = held_out_texts(run, kinds[0])
         others = held_out_texts(run, kinds[1])

@@ -97,8 +97,7 @@ def learnt_pictures(run):
     """The training pictures, as a set of their ids."""
     documents = run.documents["image-text"][0]
     count = run.stream.slots["image-text"][0]
-    learnt = documents.ids.reshape(len(documents), -1)  # pairs have one size
-    return {tuple(ids) for ids in learnt[:, HEAD:HEAD + count]}
+    return {tuple(ids[HEAD:HEAD + count]) for ids in documents}
 
 
 def fresh_pictures(run, known, scenes, seed, tries=40):
@@ -202,7 +201,7 @@ def own_cells(run, n):
     for task, (kind, targets) in TASKS.items():
         if kind == "text" or kind not in run.stream.slots or targets != ("text",):
             continue
-        ids = data.stacked(run.documents[kind][1].first(n))
+        ids = data.stacked(run.documents[kind][1][:n])
         truth = sample.decoded(run, kind, "text", ids)
         rows = sample.punch(run, kind, ids, "text")
         cells[task] = {"held out": Cell(rows, partial(judge_held_out, truth))}
@@ -352,7 +351,7 @@ def extent_nats(run, extents):
     training, _ = run.documents["text"]
     longest = run.stream.slots["text"][0]
     possible = [*range(ROUND, longest, ROUND), longest]
-    counts = np.bincount(training.lengths() - HEAD, minlength=longest + 1) + 1.0
+    counts = np.bincount(data.lengths(training) - HEAD, minlength=longest + 1) + 1.0
     return -np.log(counts[extents] / counts[possible].sum())
 
 
@@ -388,7 +387,7 @@ def bounds(run, documents=512, rounds=4, seed=11):
     with standard errors. Of texts with their extents (`extent_nats`)."""
     out = {}
     for kind in run.stream.slots:
-        ids = data.stacked(run.documents[kind][1].first(documents))
+        ids = data.stacked(run.documents[kind][1][:documents])
         rows = run.rows(ids)
         for name, members in directions(kind).items():
             noised = rows.of(kind, *members)
