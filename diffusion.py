@@ -9,7 +9,7 @@ Sources:
   LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
   ReMDM   arXiv 2503.00307    first-hitting  arXiv 2409.02908
 
-Worked example (a test, too): two tokens, uniform on {00, 11}, and the exact network. With one
+Worked example: two tokens, uniform on {00, 11}, and the exact network. With one
 token masked it is certain (0 nats), with both masked each costs ln 2. The bound is the mean over
 k = 1, 2 masked tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2) / 2 = ln 2, the
 entropy of the distribution. For an exact network the bound is tight. Revealing both tokens in one

@@ -233,18 +233,10 @@ def test_pictures_of_every_mode_and_brightness_as_the_format_says(tmp_path):
         assert "a.tif: holds floats or 32-bit integers" in line
 
 
-def test_recordings_of_many_formats(tmp_path):
-    for suffix in (".FLAC", ".ogg", ".mp3"):
-        clip(tmp_path / f"c{suffix}")
-        wave = folders.open_clip(tmp_path / f"c{suffix}")
-        assert wave.dtype == np.float32 and abs(len(wave) - 8000) < 100
-        assert 0.25 < np.abs(wave).max() < 0.35
-
-
 def test_clips_are_mixed_down_and_resampled_and_a_header_need_not_know_the_length(tmp_path):
     clip(tmp_path / "a.wav", np.stack([tone(rate=8000), 0 * tone(rate=8000)], 1), 8000)
     wave = folders.open_clip(tmp_path / "a.wav")
-    assert np.abs(wave - 0.5 * tone())[500:-500].max() < 1e-3
+    assert wave.dtype == np.float32 and np.abs(wave - 0.5 * tone())[500:-500].max() < 1e-3
     clip(tmp_path / "a.flac", tone(seconds=5))
     content = bytearray((tmp_path / "a.flac").read_bytes())
     content[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples, 0 if it is unknown
