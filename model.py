@@ -33,6 +33,8 @@ class ModelConfig:
         if not whole or self.width % self.head_dim or self.head_dim % 2:
             raise ValueError(f"width {self.width}, depth {self.depth}, head_dim {self.head_dim}: "
                              "whole numbers above 0, the width a multiple of head_dim, that even")
+        if self.mlp_ratio * self.width < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden units")
 
     @property
     def width_ratio(self):

@@ -45,6 +45,7 @@ PICTURES = set(
 )
 CLIPS = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .w64 .wav .wave".split())
 KIND_OF = {"--text": "text", "--images": "image-text", "--speech": "speech-text"}
+METADATA = "metadata.jsonl metadata.csv train/metadata.jsonl train/metadata.csv".split()
 HIDDEN = (".", "__MACOSX", "@eaDir")  # beginnings of names that no person wrote
 FILE_COLUMNS = "file_name filename file path audio_file audio_filepath audio wav image id".split()
 TEXT_COLUMNS = (  # the first that is there
@@ -379,14 +380,6 @@ def text_column(table):
     return max(varied, default=1)
 
 
-LAYOUTS = {  # the first that is there
-    "metadata.jsonl": json_rows,
-    "metadata.csv": csv_rows,
-    "train/metadata.jsonl": json_rows,
-    "train/metadata.csv": csv_rows,
-}
-
-
 # ------------------------------------------------------------------------------------------------
 # From paths to items, and what is wrong with them.
 
@@ -394,13 +387,13 @@ LAYOUTS = {  # the first that is there
 def items_of(root, endings):
     """The items of a folder, and how many of its files are left aside, by ending."""
     folder = Folder(root)
-    metadata = next((name for name in LAYOUTS if name in folder.names), "")
+    metadata = next((name for name in METADATA if name in folder.names), "")
     inside = os.path.dirname(metadata)
     places = [os.path.join(inside, place) for place in ("", "wavs", os.pardir)]
     if metadata:
         content = folder.read(metadata)
         try:
-            rows = LAYOUTS[metadata](content)
+            rows = json_rows(content) if metadata.endswith(".jsonl") else csv_rows(content)
         except (DataError, csv.Error) as error:
             raise DataError(f"{quoted(folder.path(metadata))}: {error}")
     else:

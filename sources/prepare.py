@@ -131,7 +131,7 @@ def train_tokenizer(modality, sources, train, config, device):
     else:
         settings = audio.AudioConfig(**config.speech_tokenizer)
         made = audio.train(samples, settings, config.speech_steps, config.seed, device)
-    return made.to("cpu")
+    return made
 
 
 def train_text(sources, train, config):

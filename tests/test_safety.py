@@ -33,7 +33,7 @@ FLAGS = {  # value: what is told of it
     "--preset huge": "--preset: invalid choice", "--shape 5": "--shape: invalid json_object",
     '--shape {"widht":64}': "--shape", '--shape {"width":100}': "--shape: width 100, depth 3",
     '--shape {"head_dim":0}': "--shape: width 192, depth 3, head_dim 0",
-    '--shape {"mlp_ratio":"a"}': "--shape", '--shape {"base_width":0}': "--shape",
+    '--shape {"mlp_ratio":0.001}': "--shape: mlp_ratio", '--shape {"base_width":0}': "--shape",
     '--image-tokenizer {"patch":5}': "--image-tokenizer: squares of 5",
     '--speech-tokenizer {"hidden":"x"}': "--speech-tokenizer", "--device meta": "--device meta",
     '--speech-tokenizer {"stride":3}': "--speech-tokenizer: stride 3",

@@ -279,7 +279,7 @@ def test_training_is_a_function_of_the_seed_and_survives_a_file(module, tmp_path
     assert torch.equal(state, torch.random.get_rng_state())
     made[0].save(tmp_path / "t.pt")
     again = module.load(tmp_path / "t.pt")
-    assert (again.name, again.config, again.steps) == (made[0].name, config, 5)
+    assert (again.name, again.config) == (made[0].name, config)
     ids = made[0].encode(samples)
     for one, sample, wanted in zip(ids, samples, made[0].decode(ids)):
         assert np.array_equal(again.encode([sample])[0], one)
@@ -296,12 +296,9 @@ def test_the_commands_show_a_file(pictures, speech, tmp_path, monkeypatch):
         assert Path("out", name.replace(".", "-decoded.")).exists()
 
 
-def test_a_loss_or_weight_that_is_not_finite_stops_the_training():
-    tok = audio.Tokenizer(audio.AudioConfig(hidden=8), steps=5)
+def test_a_loss_that_is_not_finite_stops_the_training():
+    tok = audio.Tokenizer(audio.AudioConfig(hidden=8))
     weight = next(tok.net.parameters())
     losses = itertools.chain([1.0, 1.0, float("inf")], itertools.repeat(1.0))
     with pytest.raises(DataError, match="audio tokenizer.*after 2 steps"):
-        tok.fit(lambda rng: (weight * next(losses)).sum(), 1e-3, seed=0, warmup=0.1)
-    tok.net.scale.fill_(float("nan"))
-    with pytest.raises(DataError, match="audio tokenizer: the weights.*after 5 steps"):
-        tok.fit(lambda rng: weight.sum(), 1e-3, seed=0, warmup=0.1)
+        tok.fit(lambda rng: (weight * next(losses)).sum(), 5, 1e-3, seed=0, warmup=0.1)

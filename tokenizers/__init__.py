@@ -8,14 +8,5 @@
     tokenizer.name                             12 hex digits that change whenever the codes could
 
 A sample is a str, a uint8 picture (height, width, channels) or a float32 wave (samples,) at 16 kHz
-in [-1, 1]. Codes that cannot be decoded raise a ValueError.
+in [-1, 1].
 """
-import numpy as np
-
-
-def row_of_codes(codes, size):
-    """Codes as int64 (n,). ValueError unless they are one row of codes below size."""
-    codes = np.asarray(codes, np.int64)
-    if codes.ndim != 1 or not ((codes >= 0) & (codes < size)).all():
-        raise ValueError(f"codes must be one row in 0..{size - 1}; take control ids out first")
-    return codes

@@ -46,7 +46,6 @@ class AudioConfig:
     sample_rate = SAMPLE_RATE
 
     def __post_init__(self):
-        self.levels = fsq.checked(self.levels)
         if self.stride < 1 or CROP % self.stride or self.groups < 1:
             raise ValueError(f"stride {self.stride} must divide {CROP}, groups {self.groups} be at "
                              "least 1")
@@ -89,7 +88,6 @@ class Net(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.stride = config.stride
         self.groups = config.groups
         self.fsq = fsq.FSQ(config.levels)
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
@@ -146,7 +144,7 @@ def griffin_lim(net, magnitudes, rounds=32):
     length = target.shape[1] * HOP
     rng = np.random.Generator(np.random.Philox(key=[0, 0]))
     turns = torch.from_numpy(rng.random(target.T.shape, np.float32)).T
-    spectrum = torch.polar(target, 2 * math.pi * turns.to(target))
+    spectrum = torch.polar(target, 2 * math.pi * turns)
     before = torch.zeros_like(spectrum)
     for _ in range(rounds):
         wave = torch.istft(spectrum, N_FFT, HOP, window=net.window, length=length)
@@ -165,8 +163,8 @@ def padded(wave, config):
 
 def train(waves, config, steps, seed=0, device="cpu"):
     """Learn a codec from float waves (samples,) in `steps` steps."""
-    tokenizer = Tokenizer(config, steps, seed).to(device)
-    net = tokenizer.net
+    tokenizer = Tokenizer(config, seed)
+    net = tokenizer.net.to(device)
     frames = []  # magnitudes (T, bins) of each clip; 64 kB a second of speech
     with torch.no_grad():
         for wave in waves:
@@ -191,7 +189,7 @@ def train(waves, config, steps, seed=0, device="cpu"):
         line_error = (lines - (target + FLOOR).log()).abs().mean()
         return mel_error + line_error
 
-    tokenizer.fit(loss_of, LEARNING_RATE, seed, warmup=0.05)
+    tokenizer.fit(loss_of, steps, LEARNING_RATE, seed, warmup=0.05)
     return tokenizer
 
 
@@ -204,8 +202,7 @@ class Tokenizer(fsq.Codec):
 
     def mel(self, wave):
         """A wave (samples,) -> log-mel (1, mels, T)."""
-        wave = padded(wave, self.config).to(self.device)
-        return self.net.mel(self.net.magnitudes(wave))
+        return self.net.mel(self.net.magnitudes(padded(wave, self.config)))
 
     @torch.inference_mode()
     def encode(self, samples):
@@ -213,7 +210,7 @@ class Tokenizer(fsq.Codec):
         out = []
         for wave in samples:
             codes = self.net.fsq.codes(self.net.encode(self.mel(wave)))  # (1, steps, groups)
-            out.append(codes.flatten().int().cpu().numpy())
+            out.append(codes.flatten().int().numpy())
         return out
 
     @torch.inference_mode()
@@ -223,9 +220,7 @@ class Tokenizer(fsq.Codec):
         for row in codes:
             if not len(row):
                 row = np.zeros(self.groups, int)  # an empty clip is one step
-            if len(row) % self.groups:
-                raise ValueError(f"a clip is whole steps of {self.groups} codes, got {len(row)}")
-            seen = self.look_up(row).unflatten(0, (1, -1, self.groups))
+            seen = self.net.fsq.look_up(row).unflatten(0, (1, -1, self.groups))
             lines = self.net.decode(seen)[0]
             out.append((lines.exp() - FLOOR).clamp(min=0))
         return out
@@ -234,7 +229,7 @@ class Tokenizer(fsq.Codec):
     def decode(self, codes):
         """List of codes (steps groups,) -> list of float32 waves (steps stride hop,)."""
         waves = [griffin_lim(self.net, magnitudes) for magnitudes in self.magnitudes(codes)]
-        return [wave.clamp(-1, 1).cpu().numpy() for wave in waves]
+        return [wave.clamp(-1, 1).numpy() for wave in waves]
 
     @torch.inference_mode()
     def report(self, samples):

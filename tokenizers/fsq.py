@@ -17,14 +17,16 @@ from tqdm import trange
 import files
 from files import DataError
 
-from . import row_of_codes
-
 
 class FSQ(nn.Module):
     """The quantiser. levels: how many values each of d channels takes."""
 
     def __init__(self, levels):
         super().__init__()
+        whole = all(isinstance(n, int) and n >= 2 for n in levels)
+        if not levels or not whole or math.prod(levels) > 2**20:
+            raise ValueError(f"levels {levels} must be whole numbers from 2 up, with a product of "
+                             "at most 2^20")
         levels = torch.tensor(levels)
         places = torch.cat([levels.new_ones(1), levels[:-1].cumprod(0)])  # 1, l0, l0 l1, ...
         self.register_buffer("places", places, persistent=False)
@@ -67,17 +69,8 @@ class FSQ(nn.Module):
 
     def look_up(self, codes):
         """Codes (...) -> what a decoder sees, (..., d)."""
-        return self.centred(codes[..., None] // self.places % self.levels)
-
-
-def checked(levels):
-    """Levels as a tuple. ValueError unless they make 2 to 2^20 codes."""
-    levels = tuple(levels)
-    whole = all(isinstance(n, int) and n >= 2 for n in levels)
-    if not levels or not whole or math.prod(levels) > 2**20:
-        raise ValueError(f"levels {levels} must be whole numbers from 2 up, with a product of at "
-                         "most 2^20")
-    return levels
+        codes = torch.as_tensor(codes)[..., None]
+        return self.centred(codes // self.places % self.levels)
 
 
 def usage(codes):
@@ -93,29 +86,27 @@ class Codec:
     Subclasses name them: medium ("image" or "audio") and the classes Config and Net.
     """
 
-    def __init__(self, config, steps, seed=0):
-        """steps: how long the network is trained. seed: of its first weights."""
+    def __init__(self, config, seed=0):
+        """seed: of the network's first weights."""
         self.config = config
-        self.steps = steps
         self.size = math.prod(config.levels)
         self.groups = config.groups
         with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
             torch.default_generator.manual_seed(seed)
             self.net = self.Net(config)
 
-    def fit(self, loss_of, lr, seed, warmup):
-        """Train the network for self.steps steps with AdamW.
+    def fit(self, loss_of, steps, lr, seed, warmup):
+        """Train the network with AdamW, wherever it is. It ends on the CPU.
 
         loss_of(rng) is the loss of a batch. rng is a numpy Generator, a function of (seed, step).
         The learning rate rises to lr over the share `warmup` of the steps and falls along a cosine
         to 0. DataError at the first loss or gradient that is not finite.
         """
-        unsound = "{} tokenizer: the {} not finite after {} steps: look for extreme samples"
         weights = list(self.net.parameters())
         optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-        bar = trange(self.steps, desc=f"{self.medium} tokenizer", leave=False, mininterval=0.5)
+        bar = trange(steps, desc=f"{self.medium} tokenizer", leave=False, mininterval=0.5)
         for step in bar:
-            done = step / self.steps
+            done = step / steps
             rise = min(1.0, done / warmup + 0.02)
             fall = 1 + math.cos(math.pi * done)
             optimizer.param_groups[0]["lr"] = lr * rise * 0.5 * fall
@@ -125,10 +116,10 @@ class Codec:
             norm = nn.utils.clip_grad_norm_(weights, 1.0)
             if not (loss + norm).isfinite():
                 bar.close()
-                raise DataError(unsound.format(self.medium, "loss or its gradient is", step))
+                raise DataError(f"{self.medium} tokenizer: the loss or its gradient is not finite "
+                                f"after {step} steps: look for extreme samples")
             optimizer.step()
-        if not all(value.isfinite().all() for value in self.net.state_dict().values()):
-            raise DataError(unsound.format(self.medium, "weights are", self.steps))
+        self.net.cpu()
 
     @property
     def name(self):
@@ -136,35 +127,21 @@ class Codec:
         digest = hashlib.sha256(json.dumps([self.medium, asdict(self.config)]).encode())
         for key, value in self.net.state_dict().items():
             digest.update(key.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
+            digest.update(value.numpy().tobytes())
         return digest.hexdigest()[:12]
-
-    @property
-    def device(self):
-        return self.net.fsq.levels.device
-
-    def to(self, device):
-        self.net.to(device)
-        return self
 
     def save(self, path):
         """Write config and weights to path (.pt)."""
-        weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        files.save(path, {"config": asdict(self.config), "steps": self.steps, "weights": weights})
+        files.save(path, {"config": asdict(self.config), "weights": self.net.state_dict()})
 
     @classmethod
     def load(cls, path):
         """What save() wrote. DataError for another file."""
         saved = files.load(path)
         with files.reading(path):
-            codec = cls(cls.Config(**saved["config"]), saved["steps"])
+            codec = cls(cls.Config(**saved["config"]))
             codec.net.load_state_dict(saved["weights"])
         return codec
-
-    def look_up(self, codes):
-        """Codes (n,) -> what a decoder sees, (n, d) on the device."""
-        codes = torch.from_numpy(row_of_codes(codes, self.size))
-        return self.net.fsq.look_up(codes.to(self.device))
 
     def figures(self, codes):
         """What a list of codes costs, and how many of them it uses (the mean over groups)."""

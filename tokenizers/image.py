@@ -40,10 +40,8 @@ class ImageConfig:
     groups = 1  # all tokens have one code book
 
     def __post_init__(self):
-        self.levels = fsq.checked(self.levels)
-        if self.channels not in (1, 3) or self.colours < 2:
-            raise ValueError(f"channels {self.channels} must be 1 or 3, colours {self.colours} at "
-                             "least 2")
+        if self.colours < 2:
+            raise ValueError(f"colours {self.colours} must be at least 2")
         if self.patch == 0:
             fitting = [p for p in range(4, 9) if self.side % p == 0]
             self.patch = max(fitting, default=4)
@@ -212,11 +210,6 @@ class Net(nn.Module):
         return F.pixel_shuffle(self.decoder(seen.movedim(-1, 1)), self.patch)
 
 
-def blend(logits, colours):
-    """Logits of shares (B, K, H, W), colours (B, K, C) -> pixels (B, C, H, W)."""
-    return torch.einsum("bkhw,bkc->bchw", logits.softmax(1), colours)
-
-
 def batches(items):
     """Parts of a list, so that memory is bounded."""
     for i in range(0, len(items), BATCH):
@@ -229,12 +222,6 @@ def to_float(images, device="cpu"):
     return x.movedim(-1, 1).float() / 127.5 - 1
 
 
-def to_uint8(x):
-    """Floats in [-1, 1] -> a numpy array of uint8."""
-    x = (x.clamp(-1, 1) + 1) * 127.5
-    return x.round().to(torch.uint8).cpu().numpy()
-
-
 def psnr(a, b):
     """Peak signal-to-noise ratio of two uint8 pictures, dB. Equal ones have 60."""
     difference = np.float32(a) - np.float32(b)
@@ -245,8 +232,8 @@ def psnr(a, b):
 def train(images, config, steps, seed=0, device="cpu"):
     """Learn a tokenizer from uint8 pictures (H, W, C) in `steps` steps."""
     images = np.stack(images)
-    tokenizer = Tokenizer(config, steps, seed).to(device)
-    net = tokenizer.net
+    tokenizer = Tokenizer(config, seed)
+    net = tokenizer.net.to(device)
     found = [palette(to_float(part, device), config.colours) for part in batches(images)]
     palettes = torch.cat(found)  # (N, K, C)
 
@@ -259,14 +246,15 @@ def train(images, config, steps, seed=0, device="cpu"):
         seen = [net.fsq(z) for z in latents]
         decoded = net.colour_decoder(seen[0])
         logits = net.decode_squares(seen[1])
-        error = (blend(logits, decoded) - x).square().mean()
+        pixels = torch.einsum("bkhw,bkc->bchw", logits.softmax(1), decoded)
+        error = (pixels - x).square().mean()
         # the error of the pixels alone can settle on one grey and one square for all pictures
         colour_error = (decoded - colours).square().mean()
         share_error = F.cross_entropy(logits, parts)
         settled = sum(net.fsq.commitment(z) for z in latents)
         return 4 * error + colour_error + share_error + 0.15 * settled
 
-    tokenizer.fit(loss_of, LEARNING_RATE, seed, warmup=0.2)
+    tokenizer.fit(loss_of, steps, LEARNING_RATE, seed, warmup=0.2)
     return tokenizer
 
 
@@ -282,41 +270,34 @@ class Tokenizer(fsq.Codec):
         """List of uint8 (H, W, C) -> list of int32 (K + h w,)."""
         out = []
         for batch in batches(samples):
-            x = to_float(np.stack(batch), self.device)
+            x = to_float(np.stack(batch))
             colours = palette(x, self.config.colours)
             latents = self.net.encode(colours, shares(x, colours))
             codes = [self.net.fsq.codes(z).flatten(1) for z in latents]  # (B, K), (B, h w)
-            out.extend(torch.cat(codes, 1).int().cpu().numpy())
+            out.extend(torch.cat(codes, 1).int().numpy())
         return out
 
-    @torch.inference_mode()
     def decode(self, codes):
         """List of codes (K + h w,) -> list of uint8 (H, W, C)."""
         count = self.config.colours
-        length = count + math.prod(self.config.grid)
-        for row in codes:
-            if len(row) != length:
-                raise ValueError(f"a picture is {length} codes, got {len(row)}")
         out = []
-        for batch in batches(codes):
-            seen = torch.stack([self.look_up(row) for row in batch])  # (B, K + h w, d)
-            colours = self.net.colour_decoder(seen[:, :count]).clamp(-1, 1)
-            squares = seen[:, count:].unflatten(1, self.config.grid)
-            x = blend(self.net.decode_squares(squares), colours)
-            out.extend(to_uint8(x.movedim(1, -1)))
+        for row in codes:
+            pixels = self.shares_of(row[count:]) @ self.colours_of(row[:count])
+            out.append(pixels.round().astype(np.uint8))
         return out
 
     @torch.inference_mode()
     def colours_of(self, codes):
-        """Codes (n,) of a palette -> its colours, uint8 (n, C)."""
-        return to_uint8(self.net.colour_decoder(self.look_up(codes)))
+        """Codes (n,) of a palette -> its colours, floats (n, C) in 0..255."""
+        colours = self.net.colour_decoder(self.net.fsq.look_up(codes)).clamp(-1, 1)
+        return ((colours + 1) * 127.5).numpy()
 
     @torch.inference_mode()
     def shares_of(self, codes):
         """Codes (h w,) of a picture's squares -> share of each colour in each pixel, (H, W, K)."""
-        squares = self.look_up(codes).unflatten(0, (1, *self.config.grid))
+        squares = self.net.fsq.look_up(codes).unflatten(0, (1, *self.config.grid))
         share = self.net.decode_squares(squares).softmax(1)[0]
-        return share.movedim(0, -1).cpu().numpy()
+        return share.movedim(0, -1).numpy()
 
     def report(self, samples):
         """Figures on pictures that were held out. psnr: dB, the mean over pictures."""

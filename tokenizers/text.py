@@ -14,7 +14,6 @@ id, replace it everywhere, and repeat (Gage 1994; Sennrich et al., arXiv 1508.07
 Ids are in the order of the merges, which is also the order in which tiktoken applies them.
 """
 import hashlib
-import heapq
 import json
 import re
 import unicodedata
@@ -26,10 +25,9 @@ from tqdm import tqdm
 
 import files
 
-from . import row_of_codes
-
 LONGEST = 32  # characters in a piece
 BASE = 2**32  # the pair of ids a, b is kept as a BASE + b, which sorts like (a, b)
+GAP = "\U0010ffff"  # above all ids
 
 
 def pattern_of(texts):
@@ -63,63 +61,26 @@ def merges(counts, size):
     ids or no pair occurs twice any more.
     """
     tokens = [bytes([i]) for i in range(256)]
-    number = {token: i for i, token in enumerate(tokens)}
-    pieces = sorted(counts)
-    # all pieces in one array of ids, -1 before, between and after them
-    ids = np.frombuffer(b"-" + b"-".join(pieces) + b"-", np.uint8).astype(np.int32)
-    lengths = np.array([len(piece) + 1 for piece in pieces] + [1])
-    ids[np.cumsum(lengths) - lengths] = -1
-    times = np.repeat([counts[piece] for piece in pieces] + [0], lengths)  # of each place
-    pairs = count_pairs(ids, times, np.arange(len(ids) - 1))
-    heap = [(-count, pair) for pair, count in pairs.items()]  # may hold old counts, too
-    heapq.heapify(heap)
+    # all pieces in one string, a gap before each; a token is the character of its id
+    line = "".join(GAP + piece.decode("latin-1") for piece in counts)
+    times = np.array([0, *counts.values()])  # of what stands behind so many gaps
     bar = tqdm(total=max(0, size - 256), desc="text tokenizer", unit="merge", leave=False)
-    while len(tokens) < size and heap:
-        count, pair = heapq.heappop(heap)
-        if -count != pairs[pair]:  # an old one; every change has pushed the new one
-            continue
-        if count > -2:
+    while len(tokens) < size:
+        ids = np.frombuffer(line.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+        gaps = ids == ord(GAP)
+        at = np.flatnonzero(~(gaps[:-1] | gaps[1:]))  # places of pairs
+        pairs, which = np.unique(ids[at] * BASE + ids[at + 1], return_inverse=True)
+        found = np.bincount(which, times[gaps.cumsum()[at]])  # how often each pair occurs
+        if found.max(initial=0) < 2:
             break
-        a, b = divmod(pair, BASE)
+        a, b = divmod(int(pairs[found.argmax()]), BASE)  # of a tie the first: the smaller pair
         token = tokens[a] + tokens[b]
-        if token not in number:  # two pairs may spell the same bytes: one token, one id
-            number[token] = len(tokens)
+        if token not in tokens:  # two pairs may spell the same bytes: one token, one id
             tokens.append(token)
             bar.update()
-        at = np.flatnonzero(ids == a)
-        at = apart(at[ids[at + 1] == b])
-        before = count_pairs(ids, times, np.unique([at - 1, at, at + 1]))
-        ids[at] = number[token]
-        ids = np.delete(ids, at + 1)
-        times = np.delete(times, at + 1)
-        at = at - np.arange(len(at))  # where the new token is now
-        after = count_pairs(ids, times, np.unique([at - 1, at]))
-        pairs.subtract(before)
-        pairs.update(after)
-        for changed in before | after:
-            heapq.heappush(heap, (-pairs[changed], changed))
+        line = line.replace(chr(a) + chr(b), chr(tokens.index(token)))
     bar.close()
     return tokens[256:]
-
-
-def count_pairs(ids, times, at):
-    """Counter of the pairs that begin at places `at` of ids, each counted `times` times."""
-    at = at[(ids[at] >= 0) & (ids[at + 1] >= 0)]
-    pairs = ids[at].astype(np.int64) * BASE + ids[at + 1]
-    pairs, which = np.unique(pairs, return_inverse=True)
-    counts = np.bincount(which, times[at], len(pairs)).astype(int)
-    return Counter(dict(zip(pairs.tolist(), counts.tolist())))
-
-
-def apart(at):
-    """Sorted places of a pair -> those that do not overlap, from the left: aaa holds one aa."""
-    kept = []
-    last = -2
-    for place in at.tolist():
-        if place > last + 1:
-            kept.append(place)
-            last = place
-    return np.array(kept)
 
 
 def train(texts, vocab_size=512, repeats=None):
@@ -166,11 +127,7 @@ class Tokenizer:
 
     def decode(self, codes):
         """List of codes (tokens,) -> list of str. Bytes that are not UTF-8 become U+FFFD."""
-        out = []
-        for row in codes:
-            row = row_of_codes(row, self.size)
-            out.append(self.bpe.decode_bytes(row.tolist()).decode("utf-8", "replace"))
-        return out
+        return [self.bpe.decode_bytes(list(row)).decode("utf-8", "replace") for row in codes]
 
     def save(self, path):
         """Write to path (.json)."""
