@@ -647,7 +647,7 @@ def agreed(value):
 
 RUN_FILES = [
     "checkpoint.pt", "documents.pt", "tokenizers.json", "log.jsonl", "scores.json", "seconds.json",
-    "films.html", "index.html", *[row.file for row in data.MODALITIES.values()], "config.json",
+    "index.html", *[row.file for row in data.MODALITIES.values()], "config.json",
 ]
 
 

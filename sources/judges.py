@@ -10,45 +10,46 @@ import numpy as np
 
 from sources import toyworld
 from sources.toyworld import (BACKGROUNDS, COLOURS, INVERSE, NOUNS, NUMBERS, RELATIONS, SHAPES,
-                              SIZES, STEP, Scene, Thing)
+                              SIDE, SIZES, STEP, Scene, Thing)
 
 # ------------------------------------------------------------------------------------------------
-# Pictures. Every thing at every place is compared with the picture, by least squares. What fits
-# best, one thing or two, is drawn again. The drawing must agree with the picture everywhere.
+# Pictures. Every thing, wherever the world draws one, is compared with the picture, by least
+# squares. What fits best, one or two, is drawn again. The drawing must agree everywhere.
 
-CHUNK = 64  # pictures that are compared at once, which bounds the memory
-LOOKED_FOR = {  # one thing or two: their sizes, and where the centre may be, down and across
-    1: (SIZES, range(10, 23)),
-    2: ((None,), range(5, 27)),
-}
-APART = 10  # pixels between the centres of two things, down or across
 WINDOW = 4  # pixels: side of the squares in which picture and drawing are compared
 TOLERANCE = 0.45  # largest misfit. What a tokenizer of 34 dB leaves of a picture is below it
 
 
 @functools.cache
-def templates(count):
-    """What is looked for: M tuples (shape, size, y, x), their coverage (M, 1024), places (M, 2)."""
-    sizes, span = LOOKED_FOR[count]
-    made = list(itertools.product(SHAPES, sizes, span, span))
-    cover = [toyworld.coverage(*template).ravel() for template in made]
-    places = [template[2:] for template in made]
-    return made, np.stack(cover), np.array(places)
+def templates(relation):
+    """What is looked for on a side of the middle, None: in it. M tuples (shape, size, y, x), their
+    coverage (M, 1024), its energy (M,)."""
+    y, x = SIDE // 2 + SIDE // 4 * np.array(STEP.get(relation, (0, 0)))
+    sizes = (None,) if relation else SIZES
+    made = list(itertools.product(SHAPES, sizes, range(y - 4, y + 5), range(x - 4, x + 5)))
+    cover = np.stack([toyworld.coverage(*template).ravel() for template in made])
+    return made, cover, (cover**2).sum(1)
 
 
 def read_pictures(images):
     """Pictures (N, 32, 32, 3) uint8 -> list of N Scene, or None where the best one does not fit."""
-    read = []
-    for start in range(0, len(images), CHUNK):
-        pictures = np.asarray(images[start : start + CHUNK], np.float32)
-        backgrounds = [background_of(picture) for picture in pictures]
-        single = explained(pictures, backgrounds, count=1)  # (CHUNK, M, C)
-        paired = explained(pictures, backgrounds, count=2)
-        for i, background in enumerate(backgrounds):
-            things, places = find_things(single[i], paired[i])
-            agrees = misfit(pictures[i], background, things, places) <= TOLERANCE
-            read.append(scene_of(background, things, places) if agrees else None)
-    return read
+    return [read_picture(np.asarray(image, np.float32)) for image in images]
+
+
+def read_picture(picture):
+    """One thing in the middle, or two on either side of it: what explains more of the picture."""
+    background = background_of(picture)
+    found = {side: find(picture, background, side) for side in (None, *RELATIONS)}
+
+    def explained(sides):
+        return sum(found[side][0] for side in sides)
+
+    sides = max([(None,), ("left of", "right of"), ("above", "below")], key=explained)
+    things = tuple(found[side][1] for side in sides)
+    places = [found[side][2] for side in sides]
+    if misfit(picture, background, things, places) > TOLERANCE:
+        return None
+    return Scene(things, sides[0], background)
 
 
 def background_of(picture):
@@ -62,42 +63,20 @@ def background_of(picture):
     return min(BACKGROUNDS, key=distance)
 
 
-def explained(pictures, backgrounds, count):
-    """The squared error that each template in each colour takes off the empty picture: (N, M, C).
+def find(picture, background, side):
+    """The thing on a side that explains most: by how much, the Thing, its place (y, x).
 
-    With r = picture - background and p = cover * (colour - background), it is
-    |r|^2 - |r - p|^2 = 2 r.p - |p|^2. pictures (N, 32, 32, 3), count: see `templates`.
+    That is the squared error that it takes off the empty picture. With r = picture - background and
+    p = cover * (colour - background), it is |r|^2 - |r - p|^2 = 2 r.p - |p|^2.
     """
-    cover = templates(count)[1]  # (M, 1024)
-    colours = np.array(list(COLOURS.values()), np.float32)  # (C, 3)
-    grounds = np.array([BACKGROUNDS[name] for name in backgrounds], np.float32)[:, None]
-    paints = colours - grounds  # (N, C, 3)
-    rest = pictures.reshape(len(pictures), -1, 3) - grounds  # (N, 1024, 3)
-    under = np.tensordot(rest, cover, (1, 1)).swapaxes(1, 2)  # (N, M, 3)
-    areas = (cover**2).sum(1, keepdims=True)  # (M, 1)
-    energies = areas * (paints**2).sum(2)[:, None]  # (N, M, C)
-    products = under @ paints.swapaxes(1, 2)  # (N, M, C)
-    return 2 * products - energies
-
-
-def find_things(single_gains, paired_gains):
-    """The one or two things that explain most, and their places (y, x). Gains are (M, C)."""
-    gain, alone, place = best(single_gains, 1)
-    first_gain, first, here = best(paired_gains, 2)
-    distance = np.abs(templates(2)[2] - here).max(1)  # (M,)
-    paired_gains = np.where(distance[:, None] < APART, -np.inf, paired_gains)
-    second_gain, second, there = best(paired_gains, 2)
-    if first_gain + second_gain > gain:
-        return (first, second), (here, there)
-    return (alone,), (place,)
-
-
-def best(gains, count):
-    """The largest of the gains (M, C) that `explained` tells, its Thing and place (y, x)."""
+    made, cover, energy = templates(side)
+    ground = np.array(BACKGROUNDS[background], np.float32)
+    paints = np.array(list(COLOURS.values()), np.float32) - ground  # (C, 3)
+    under = cover @ (picture.reshape(-1, 3) - ground)  # (M, 3)
+    gains = 2 * under @ paints.T - np.outer(energy, (paints**2).sum(1))  # (M, C)
     template, colour = np.unravel_index(gains.argmax(), gains.shape)
-    shape, size, y, x = templates(count)[0][template]
-    thing = Thing(list(COLOURS)[colour], shape, size)
-    return gains[template, colour], thing, (y, x)
+    shape, size, y, x = made[template]
+    return gains[template, colour], Thing(list(COLOURS)[colour], shape, size), (y, x)
 
 
 def misfit(picture, background, things, places):
@@ -113,15 +92,6 @@ def misfit(picture, background, things, places):
     contrast = (paints**2).mean(1).min()
     worst = windows.mean((2, 3)).max()
     return np.sqrt(worst / contrast)
-
-
-def scene_of(background, things, places):
-    """The Scene. Its relation is the one whose step goes furthest from the second to the first."""
-    relation = None
-    if len(things) == 2:
-        way = np.subtract(*places)
-        relation = max(RELATIONS, key=lambda name: way @ STEP[name])
-    return Scene(things, relation, background)
 
 
 MARKS = ("all", "background", "count", "colour", "shape", "size", "relation")

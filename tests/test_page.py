@@ -52,14 +52,12 @@ def test_hostile_captions_and_names_stay_text(toy, tmp_path, monkeypatch):
     assert "script&gt;</h1>" in text and text.count("<script>") == 1
 
 
-def test_during_training_the_page_shows_curves_and_the_films_of_before(tmp_path):
+def test_during_training_the_page_shows_curves(tmp_path):
     (tmp_path / "config.json").write_text('{"stream": {"slots": {"text": [9]}}}')
-    assert "<svg" not in page.write(tmp_path).read_text()  # nothing was logged yet
     lines = [{"step": n, "tokens": 9 * n, "terms": {"a": 2.0, "b": 20 / n}} for n in range(1, 30)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "films.html").write_text("<p>a film of before")
     text = page.write(tmp_path).read_text()
-    assert "29 steps on 261 tokens" in text and "<p>a film of before" in text
+    assert "29 steps on 261 tokens" in text
     tick = re.search(r'top:([\d.]+)%"><span>2<', text)[1]  # the constant term lies on it
     assert text.count("<polyline") == 2 and text.count(f",{tick} ") >= 28
 

@@ -82,10 +82,8 @@ def masked_clip(run, ids):
 def pieces(run, ids, sure):
     """Ids of a text (slot,) and the probability of each -> [(string, or None for a mask;
     probability)] up to its end. Tokens that share a character are one piece."""
-    codes = np.where(ids == MASK, -1, ids - run.stream.start["text"])
-    ends = np.flatnonzero(codes >= run.stream.codes["text"][1])
-    if len(ends):
-        codes = codes[:ends[0]]
+    codes = run.stream.to_codes("text", ids)
+    codes[ids[:len(codes)] == MASK] = -1
     found = []
     first = 0
     for last, code in enumerate(codes, 1):

@@ -281,29 +281,21 @@ FOLDED = {  # what of config.json is shown
 def write(folder, run=None, seed=0):
     """Write index.html of a run folder and return its path.
 
-    run: a loaded sample.Run, to make films. Without one those of before are shown again, so that a
-    page during the training costs nothing. seed: of the samples.
+    run: a loaded sample.Run, to make films. During the training there are none, so that the page
+    costs nothing. seed: of the samples.
     """
     folder = Path(folder)
     saved = files.read_json(folder / "config.json")
     scores = files.read_json(folder / "scores.json")
-    body = []
-    lines = []
-    log = folder / "log.jsonl"
-    if log.exists():
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    if lines:
-        body.append(f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} "
-                    f"tokens: {', '.join(saved['stream']['slots'])}.</p>")
-    shown = folder / "films.html"
+    log = (folder / "log.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
+    body = [f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} tokens: "
+            f"{', '.join(saved['stream']['slots'])}.</p>"]
     if run:
-        files.write_text(shown, films(run, seed))
-    if shown.exists():
-        body.append(shown.read_text(encoding="utf-8"))
+        body.append(films(run, seed))
     if scores:
         body.append(bars(scores))
-    if lines:
-        body.append(curves(lines))
+    body.append(curves(lines))
     for name, heading in FOLDED.items():
         if name in saved:
             text = escaped(json.dumps(saved[name], indent=1, ensure_ascii=False))
