@@ -176,7 +176,7 @@ class Stream:
         if len(codes) + MODALITIES[modality].open_end > slot:
             raise DataError(f"{modality} of {len(codes)} tokens does not fit into {slot}: shorten "
                             "it, or train with longer ones")
-        ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends; overwritten if it has none
+        ids = self.ranges(modality, np.arange(slot))[1] - 1  # ends; a member of fixed size has none
         ids[:len(codes)] = self.to_ids(modality, codes)
         return ids
 
@@ -228,7 +228,8 @@ def stacked(documents):
 
 
 # ------------------------------------------------------------------------------------------------
-# Documents and batches.
+# Documents and batches. The documents of a kind are a list of ids, (n,) int64 each.
+
 
 def lengths(documents):
     """Tokens of each document, (documents,)."""

@@ -9,12 +9,12 @@ Sources:
   LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
   ReMDM   arXiv 2503.00307    first-hitting  arXiv 2409.02908
 
-Worked example: two tokens, uniform on {00, 11}, and the exact network. With one
-token masked it is certain (0 nats), with both masked each costs ln 2. The bound is the mean over
-k = 1, 2 masked tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2) / 2 = ln 2, the
-entropy of the distribution. For an exact network the bound is tight. Revealing both tokens in one
-step gives 00, 01, 10, 11 with probability 1/4 each: total variation 1/2 from the truth. That is
-the factorisation error. With K ancestral steps of equal size both tokens fall into the same step
+Worked example: two tokens, uniform on {00, 11}, and the exact network. With one token masked it is
+certain (0 nats), with both masked each costs ln 2. The bound is the mean over k = 1, 2 masked
+tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2) / 2 = ln 2, the entropy of the
+distribution. For an exact network the bound is tight. Revealing both tokens in one step gives 00,
+01, 10, 11 with probability 1/4 each: total variation 1/2 from the truth. That is the factorisation
+error. With K ancestral steps of equal size both tokens fall into the same step
 with probability 1/K, so the total variation is 1 / (2K). One token a step, chosen before it is
 drawn, makes no error.
 """
@@ -259,7 +259,7 @@ class Proposer:
         if not where.any():
             return tokens, logp, entropy
         full = self.logits(x, where).log_softmax(-1)                      # (M, V)
-        if self.temperature > 1e-6:  # with less all logits would overflow
+        if self.temperature > 1e-6:  # below, the likeliest always wins
             scaled = filter_logits(full.double() / self.temperature, self.top_k, self.top_p)
             chosen = (scaled + gumbel(scaled.shape, self.generator)).argmax(-1)  # (M,)
         else:

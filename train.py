@@ -106,7 +106,7 @@ class Config:
     speech: list = setting([], "folder of clips with transcripts", metavar="DIR")
     skip_bad: bool = setting(False, "leave out items that cannot be used instead of stopping")
     longest_caption: int = setting(300, "characters of a caption or transcript", number(int, 1))
-    longest_clip: float = setting(20.0, "seconds", number(float, 0.1))
+    longest_clip: float = setting(20.0, "seconds", number(float, 0.1, 3600))
     image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64", number(int, 0))
     items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips",
                          number(int, 10))
@@ -382,7 +382,7 @@ class Plan:
     seconds: float = 0.0  # that the steps have taken so far
 
     def at(self, step):
-        """Share of the training that is over after so many steps."""
+        """Share of the training that is over: after so many steps, or now by the clock."""
         if self.length:
             return self.seconds / self.length
         return step / self.steps
@@ -430,7 +430,7 @@ class Training:
         On a CPU a second thread costs more than it saves: both want the interpreter and the cores.
         """
         if self.device.type == "cpu":
-            yield from map(self.batch, itertools.count(step))
+            yield from map(self.batch, itertools.count(step))  # without end
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self.batch, step)
             for following in itertools.count(step + 1):
@@ -541,13 +541,14 @@ def train(config, folder, stream, documents, device):
     log = open(folder / "log.jsonl" if rank() == 0 else os.devnull, "a", encoding="utf-8")
     bar = tqdm(initial=step, desc="training", mininterval=1.0, disable=rank() > 0)
     kept = f"the last good state, if there is one, is {files.quoted(checkpoint)}"
-    started = time.perf_counter() - plan.seconds  # had it not been stopped
-    shown = 0.0  # when the page was written
+    started = time.perf_counter() - plan.seconds  # when it would have, had it not been stopped
+    shown = -math.inf  # when the page was written
     coming = training.upcoming(step)
     with stop_signal() as stopped, log, bar:
         while plan.at(step) < 1:
             batch = next(coming)
-            set_lr(optimizers, lr_factor(plan.at(step + 0.5), plan.warmup))
+            middle = min(1.0, plan.at(step) + 0.5 / plan.steps)  # of the step
+            set_lr(optimizers, lr_factor(middle, plan.warmup))
             try:
                 terms, norm = train_step(net, optimizers, batch, config, training.autocast)
             except DataError as error:
@@ -555,11 +556,11 @@ def train(config, folder, stream, documents, device):
             # early on the average follows faster, so that it forgets the start
             update_average(training.average, net, max(1 - rule["ema"], 1 / (step + 2)))
             step += 1
-            bar.update()
             seconds = time.perf_counter() - started
-            plan.seconds, stop = agreed((seconds, bool(stopped)))  # torchrun signals to all
+            plan.seconds, stop = agreed((seconds, bool(stopped)))  # as the first process has them
             last = plan.at(step) >= 1
-            bar.total = round(step / plan.at(step))
+            bar.total = max(step, round(step / plan.at(step)))
+            bar.update()
             if step % LOG_EVERY == 1 or last:
                 named = training.named(terms)
                 line = {"step": step, "tokens": round(step * training.step_tokens), "terms": named,

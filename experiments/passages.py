@@ -47,7 +47,7 @@ def gaps(run, n, rounds=16):
     """{writer: nats by which the bound of n fresh passages is above their -log p, one each}."""
     texts = toyworld.passages(max(n, 20_000), SEED)
     documents = [run.stream.texts(codes)[0] for codes in run.tokenizers["text"].encode(texts)]
-    lengths = np.array([len(ids) for ids in documents])
+    lengths = data.lengths(documents)
     rows = run.rows(data.stacked(documents[:n]))
     nats = diffusion.bound(run.predict, rows.ids, rows.member >= 0, rows.low, rows.high, data.MASK,
                            data.rng(SEED), rounds).cpu().numpy()

@@ -45,7 +45,9 @@ PICTURES = set(
 )
 CLIPS = set(".aif .aifc .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .w64 .wav .wave".split())
 KIND_OF = {"--text": "text", "--images": "image-text", "--speech": "speech-text"}
-METADATA = "metadata.jsonl metadata.csv train/metadata.jsonl train/metadata.csv".split()
+METADATA = (  # the first that is there
+    "metadata.jsonl metadata.csv train/metadata.jsonl train/metadata.csv"
+).split()
 HIDDEN = (".", "__MACOSX", "@eaDir")  # beginnings of names that no person wrote
 FILE_COLUMNS = "file_name filename file path audio_file audio_filepath audio wav image id".split()
 TEXT_COLUMNS = (  # the first that is there

@@ -21,11 +21,11 @@ TOLERANCE = 0.45  # largest misfit. What a tokenizer of 34 dB leaves of a pictur
 
 
 @functools.cache
-def templates(relation):
+def templates(side):
     """What is looked for on a side of the middle, None: in it. M tuples (shape, size, y, x), their
     coverage (M, 1024), its energy (M,)."""
-    y, x = SIDE // 2 + SIDE // 4 * np.array(STEP.get(relation, (0, 0)))
-    sizes = (None,) if relation else SIZES
+    y, x = SIDE // 2 + SIDE // 4 * np.array(STEP.get(side, (0, 0)))
+    sizes = (None,) if side else SIZES
     made = list(itertools.product(SHAPES, sizes, range(y - 4, y + 5), range(x - 4, x + 5)))
     cover = np.stack([toyworld.coverage(*template).ravel() for template in made])
     return made, cover, (cover**2).sum(1)

@@ -127,11 +127,9 @@ def train_tokenizer(modality, sources, train, config, device):
     if modality == "image":
         side, _, channels = samples[0].shape
         settings = image.ImageConfig(side, channels, **config.image_tokenizer)
-        made = image.train(samples, settings, config.image_steps, config.seed, device)
-    else:
-        settings = audio.AudioConfig(**config.speech_tokenizer)
-        made = audio.train(samples, settings, config.speech_steps, config.seed, device)
-    return made
+        return image.train(samples, settings, config.image_steps, config.seed, device)
+    settings = audio.AudioConfig(**config.speech_tokenizer)
+    return audio.train(samples, settings, config.speech_steps, config.seed, device)
 
 
 def train_text(sources, train, config):

@@ -151,8 +151,7 @@ def test_texts_of_several_lengths_see_nothing_of_each_other(toy, monkeypatch):
 
 def test_extents_are_drawn_as_in_training(toy, monkeypatch):
     texts = [toy.stream.texts(np.arange(n))[0] for n in (3, 12, 20, 5, 18)]
-    documents = texts
-    monkeypatch.setitem(toy.documents, "text", (documents, None))
+    monkeypatch.setitem(toy.documents, "text", (texts, None))
     true = np.array([8, 16, 24, 8, 24])
     drawn = sample.drawn_extents(toy, np.zeros(4000, int), 3)
     for n in set(true) | set(drawn):

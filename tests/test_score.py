@@ -1,4 +1,4 @@
-"""Scores: judges that know the answers, errors by simulation, the bound computed a second time."""
+"""Scores: judges that know the answers, errors by hand, the bound of a network without a clue."""
 import math
 import types
 

@@ -163,7 +163,7 @@ def test_a_kind_trains_alone(tmp_path):
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert list(line["terms"]) == ["speech-text/speech", "speech-text/text"]
     assert sum(line["terms"].values()) > 0
-    assert steps_logged(tmp_path / "run")[-1] > 2  # about ten
+    assert steps_logged(tmp_path / "run")[-1] > 4  # about ten
 
 
 def training(run, **settings):
@@ -259,14 +259,14 @@ def test_rows_in_parts_give_the_step_of_the_whole(toy):
 
 
 def test_minutes_are_kept_when_the_speed_changes(trained, tmp_path, no_page, monkeypatch):
-    """By a clock of our own a step takes 0.2 seconds, from second 20 on 1.5."""
-    folder = begun(trained[0], tmp_path / "run", steps=0, minutes=1.0, save_every=3)
+    """By a clock of our own a step takes 0.2 seconds, and 1.5 from second 20 after the break on."""
+    folder = begun(trained[0], tmp_path / "run", steps=0, minutes=1.0)
     clock = types.SimpleNamespace(now=0.0, time=time.time)
     clock.perf_counter = lambda: clock.now
     shares = []
 
     def step(*args):
-        clock.now += 1.5 if clock.now > 20 else 0.2
+        clock.now += 1.5 if clock.now % 1000 > 20 else 0.2  # the break takes 1000
         return torch.zeros(5), 0.0
 
     def factor(progress, warmup):
@@ -283,8 +283,8 @@ def test_minutes_are_kept_when_the_speed_changes(trained, tmp_path, no_page, mon
     clock.now += 1000  # the break does not count
     away = clock.now - files.load(folder / "checkpoint.pt")["plan"]["seconds"]
     call(train.main, "--resume", "--run", folder)
-    assert 51 <= clock.now - away <= 69
-    assert 0 <= shares[0] < 0.1 and 0.9 < shares[-1] < 1
+    assert 57 <= clock.now - away <= 60
+    assert 0 < shares[0] < 0.1 and 0.9 < shares[-1] < 1
     assert all(a < b for a, b in zip(shares, shares[1:]))
 
 

@@ -28,6 +28,7 @@ import files
 LONGEST = 32  # characters in a piece
 BASE = 2**32  # the pair of ids a, b is kept as a BASE + b, which sorts like (a, b)
 GAP = "\U0010ffff"  # above all ids
+MOST = 10**6  # bytes of different pieces to learn from: the most frequent ones
 
 
 def pattern_of(texts):
@@ -93,7 +94,13 @@ def train(texts, vocab_size=512, repeats=None):
     for text, times in zip(texts, repeats or [1] * len(texts), strict=True):
         for piece in re.findall(pattern, text):
             counts[piece.encode()] += times
-    return Tokenizer(merges(counts, vocab_size), pattern)
+    known = {}
+    room = MOST
+    for piece, times in counts.most_common():
+        room -= len(piece)
+        if room >= 0:
+            known[piece] = times
+    return Tokenizer(merges(known, vocab_size), pattern)
 
 
 def load(path):

@@ -71,7 +71,7 @@ def masked_clip(run, ids):
     over = np.logical_or.accumulate(codes >= size)
     codes[over] = 0
     magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
-    pixels = spectrogram(magnitudes.float().cpu().numpy())                # (H, T, 3)
+    pixels = spectrogram(magnitudes.numpy())                # (H, T, 3)
     share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)
     pixels = greyed(pixels, share)
     there = ~over[groups - 1::groups]                                     # (steps,)

@@ -287,9 +287,11 @@ def write(folder, run=None, seed=0):
     folder = Path(folder)
     saved = files.read_json(folder / "config.json")
     scores = files.read_json(folder / "scores.json")
-    log = (folder / "log.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in log.splitlines()]
-    body = [f"<p class=soft>After {lines[-1]['step']:,} steps on {lines[-1]['tokens']:,} tokens: "
+    log = folder / "log.jsonl"
+    with files.reading(log):
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        step, tokens = lines[-1]["step"], lines[-1]["tokens"]
+    body = [f"<p class=soft>After {step:,} steps on {tokens:,} tokens: "
             f"{', '.join(saved['stream']['slots'])}.</p>"]
     if run:
         body.append(films(run, seed))

@@ -35,7 +35,7 @@ class Cell:
 
 
 def judge_pictures(scenes, outputs):
-    read = judges.read_pictures(np.stack(outputs["image"]))
+    read = judges.read_pictures(outputs["image"])
     return judges.judge_scenes(read, scenes)
 
 
