@@ -1,6 +1,6 @@
 """What a training would need: sizes, memory, cost, and the settings that the batch rule derives.
 
-    python -m tools.plan --preset 3b --tokens 6.4e12 --batch-tokens 4e6 --throughput 1e6
+    python -m tools.plan --preset 3b --tokens 6.4e12 --batch-tokens 4000000 --throughput 1e6
 
 Nothing is trained. The flags of train.py are taken, too: python train.py --help.
 """
@@ -42,16 +42,22 @@ def state_bytes(counts, optimizer):
     return 4 * (3 * counts["total"] + moments)
 
 
-def plan(config, vocab=None, tokens=None, throughput=None):
-    """Print the plan. tokens: D* if None. throughput: tokens a second."""
+def main():
+    parser = files.Parser(description=__doc__, allow_abbrev=False)
+    positive = files.number(float, 1)
+    parser.add_argument("--tokens", type=positive, help="of the whole training (D*)")
+    parser.add_argument("--throughput", type=positive, help="tokens a second, to tell the days")
+    args, rest = parser.parse_known_args()
+    config, _ = train.parse(rest)
+    train.check_settings(config)
     length = config.text_length
-    vocab = vocab or VOCAB[config.preset]
+    vocab = VOCAB[config.preset]
     with torch.device("meta"):  # shapes without memory
         net = models.Transformer(config.model(vocab, places=3 * length))
     shape = net.config
     counts = models.count_parameters(net)
     total = counts["total"]
-    tokens = tokens or frontier(total)
+    tokens = args.tokens or frontier(total)
     state = state_bytes(counts, config.optimizer)
     flops = flops_per_token(net, length, looked=0.5)
     print(f"preset {config.preset}: width {shape.width}, depth {shape.depth}, "
@@ -62,27 +68,12 @@ def plan(config, vocab=None, tokens=None, throughput=None):
           "(weights, gradients, averaged weights, moments), activations on top")
     print(f"cost: {flops:.3e} FLOP a token (6 N + 12 depth width length; {length} tokens a row, "
           f"half of them through the head), {flops * tokens:.3e} in all")
-    if throughput:
-        days = tokens / throughput / 86_400
-        print(f"time: {days:.2f} days at {throughput:,.0f} tokens a second")
+    if args.throughput:
+        days = tokens / args.throughput / 86_400
+        print(f"time: {days:.2f} days at {args.throughput:,.0f} tokens a second")
     print(f"D* = 7754 N^0.84 = {frontier(total):.3e} tokens: the paper's compute frontier, "
           f"second-hand; N: all {total:.3g} parameters")
     train.print_derived(config.batch_tokens, tokens, length, config)
-
-
-def main():
-    parser = files.Parser(description=__doc__, allow_abbrev=False)
-    positive = files.number(float, 1)
-    parser.add_argument("--tokens", type=positive, help="of the whole training (D*)")
-    parser.add_argument("--batch-tokens", type=positive, help="tokens a step (train.py's default)")
-    parser.add_argument("--throughput", type=positive, help="tokens a second, to tell the days")
-    parser.add_argument("--vocab", type=files.number(int, 1), help="ids of the stream")
-    args, rest = parser.parse_known_args()
-    config, _ = train.parse(rest)
-    train.check_settings(config)
-    if args.batch_tokens:
-        config.batch_tokens = int(args.batch_tokens)
-    plan(config, args.vocab, args.tokens, args.throughput)
 
 
 if __name__ == "__main__":
