@@ -1,4 +1,5 @@
 """mini.py: its loss is a bound, one token at a time is exact, and it runs."""
+import itertools
 import math
 import re
 import runpy
@@ -23,6 +24,30 @@ def test_rows_are_different_texts_and_ends():
     assert sorted(texts) == sorted(TEXTS)
     length = (rows != mini.END).sum(1, keepdim=True)
     assert torch.equal(rows == mini.END, torch.arange(rows.shape[1]) >= length)
+
+
+def test_loss_is_the_mean_over_all_masks():
+    """The mean loss is the sum over all sets of k masks of nll / (k * their number)."""
+    rows, vocabulary = mini.make_rows(["a star", "a b c"])
+    row = rows[:1]
+    L = rows.shape[1]
+    torch.manual_seed(0)
+    net = mini.Denoiser(len(vocabulary), L, width=16)
+    assert (net(row)[..., mini.MASK] == -torch.inf).all()
+
+    @torch.no_grad()
+    def nll(hidden):
+        x = row.clone()
+        x[0, list(hidden)] = mini.MASK
+        return -net(x)[0].log_softmax(-1).gather(1, row[0][:, None])[:, 0] / math.log(2)  # (L,)
+
+    mean = 0
+    for k in range(1, L + 1):
+        for hidden in itertools.combinations(range(L), k):
+            mean += nll(hidden)[list(hidden)].sum().item() / (k * math.comb(L, k) * L)
+    with torch.no_grad():
+        loss = mini.loss(net, row.expand(20000, L), torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(mean, rel=0.02)
 
 
 def twins(x):

@@ -1,4 +1,5 @@
 """Samplers against exact laws: Markov chains, enumeration, closed forms. And what holds for all."""
+import itertools
 import math
 from functools import partial
 
@@ -85,6 +86,30 @@ def test_entropy_reveals_the_longest_prefix_within_the_budget(budget, block):
         while count < len(hidden) and entropy[order[:count]].sum() <= budget:
             count += 1  # the sum leaves out the next one, the largest
         assert set(np.flatnonzero(before != after)) == set(hidden[order[:count]])
+
+
+def greedy_law(world, state):
+    """Law of confidence without noise, one token a step: propose all, keep the likeliest."""
+    hidden = [i for i in range(world.L) if state[i] == MASK]
+    if not hidden:
+        return (world.sequences == state).all(1).astype(float)
+    q = world.conditional[world.state(np.array(state))]
+    law = 0.0
+    for tokens in itertools.product(range(1, world.V + 1), repeat=len(hidden)):
+        p = q[hidden, tokens]
+        best = p.argmax()
+        then = list(state)
+        then[hidden[best]] = tokens[best]
+        law = law + p.prod() * greedy_law(world, then)
+    return law
+
+
+def test_greedy_confidence_is_biased_even_with_an_exact_network():
+    """A rejected proposal is drawn anew, so likely values are favoured."""
+    law = greedy_law(WORLD, [MASK] * 3)
+    x, _, _ = WORLD.sample(20_000, sampler="confidence", grid="linear", steps=3, seed=10,
+                           choice_temperature=0.0)
+    assert_law(WORLD.counts(x), law)
 
 
 def test_noise_of_confidence_is_annealed_gumbel():
