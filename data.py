@@ -254,8 +254,9 @@ def load_documents(path):
     documents = {}
     with files.reading(path):
         for kind, parts in saved.items():
-            documents[kind] = tuple(np.split(ids.long().numpy(), ends.tolist()[:-1])
-                                    for ids, ends in parts)
+            documents[kind] = []
+            for ids, ends in parts:
+                documents[kind].append(np.split(ids.long().numpy(), ends.tolist()[:-1]))
     return documents
 
 
@@ -370,11 +371,13 @@ def noised_batch(stream, ids, config, step):
     u = torch.from_numpy(random.random(ids.shape))
     schedule = diffusion.schedule(config.schedule)
     unweighted = torch.tensor([config.weighting.get(kind) == "unweighted" for kind, _ in MEMBERS])
+    draws = [(u, False)]
+    if config.complement:
+        draws.append((1 - u, True))  # hides what u shows
     views = []
-    for complement in range(1 + config.complement):
+    for u, complement in draws:
         rate, weight = diffusion.noise_levels(t, roles, schedule, complement, unweighted)
         views.append(diffusion.corrupt(ids, rows.doc, rows.member, rate, weight, u, MASK))
-        u = 1 - u  # at the complement's rates it hides what u shows
     x, weight, noised = (torch.cat(parts) for parts in zip(*views))       # (B or 2B, L)
     same = dict(place=rows.place, doc=rows.doc, target=ids, low=rows.low, high=rows.high,
                 member=rows.member.clamp(min=0))

@@ -14,9 +14,8 @@ certain (0 nats), with both masked each costs ln 2. The bound is the mean over k
 tokens of (2 / k) * sum over masked -log p: (2 * 0 + 1 * 2 ln 2) / 2 = ln 2, the entropy of the
 distribution. For an exact network the bound is tight. Revealing both tokens in one step gives 00,
 01, 10, 11 with probability 1/4 each: total variation 1/2 from the truth. That is the factorisation
-error. With K ancestral steps of equal size both tokens fall into the same step
-with probability 1/K, so the total variation is 1 / (2K). One token a step, chosen before it is
-drawn, makes no error.
+error. With K ancestral steps of equal size both tokens fall into the same step with probability
+1/K, so the total variation is 1 / (2K). One token a step, chosen before it is drawn, makes none.
 """
 import math
 import re

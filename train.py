@@ -325,8 +325,10 @@ def world_size():
 
 def sum_over_processes(tensors):
     if world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        flat = torch.cat([t.flatten() for t in tensors])  # one call is several times as fast
+        dist.all_reduce(flat)
+        for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+            t.copy_(part.view_as(t))
 
 
 def train_step(net, optimizers, batch, config, autocast):

@@ -212,7 +212,7 @@ def test_colours_do_not_change_the_tokens_of_squares(pictures):
         assert (one[:, 3:] != two[:, 3:]).mean() < 0.01
     # a picture is its colours in its shares
     ids = tok.encode(held_out[:1])[0]
-    picture = tok.shares_of(ids[3:]) @ tok.colours_of(ids[:3])
+    picture = tok.shares_of(ids[None, 3:])[0] @ tok.colours_of(ids[:3])
     assert np.abs(picture - tok.decode([ids])[0]).max() < 1.5
     assert np.abs(picture[0, 0] - held_out[0, 0, 0]).max() < 60  # 4 levels a channel
 

@@ -281,23 +281,24 @@ class Tokenizer(fsq.Codec):
         """List of codes (K + h w,) -> list of uint8 (H, W, C)."""
         count = self.config.colours
         out = []
-        for row in codes:
-            pixels = self.shares_of(row[count:]) @ self.colours_of(row[:count])
-            out.append(pixels.round().astype(np.uint8))
+        for batch in batches(codes):
+            rows = np.stack(batch)
+            colours = self.colours_of(rows[:, None, :count])  # (B, 1, K, C)
+            pixels = self.shares_of(rows[:, count:]) @ colours  # (B, H, W, C)
+            out.extend(pixels.round().astype(np.uint8))
         return out
 
     @torch.inference_mode()
     def colours_of(self, codes):
-        """Codes (n,) of a palette -> its colours, floats (n, C) in 0..255."""
+        """Codes (...) of palettes -> their colours, floats (..., C) in 0..255."""
         colours = self.net.colour_decoder(self.net.fsq.look_up(codes)).clamp(-1, 1)
         return ((colours + 1) * 127.5).numpy()
 
     @torch.inference_mode()
     def shares_of(self, codes):
-        """Codes (h w,) of a picture's squares -> share of each colour in each pixel, (H, W, K)."""
-        squares = self.net.fsq.look_up(codes).unflatten(0, (1, *self.config.grid))
-        share = self.net.decode_squares(squares).softmax(1)[0]
-        return share.movedim(0, -1).numpy()
+        """Codes (B, h w) of squares -> share of each colour in each pixel, (B, H, W, K)."""
+        squares = self.net.fsq.look_up(codes).unflatten(1, self.config.grid)
+        return self.net.decode_squares(squares).softmax(1).movedim(1, -1).numpy()
 
     def report(self, samples):
         """Figures on pictures that were held out. psnr: dB, the mean over pictures."""

@@ -34,7 +34,7 @@ def masked_picture(run, ids):
     count = tokenizer.config.colours
     palette = tokenizer.colours_of(codes[:count])                         # (K, C)
     palette[masked[:count]] = GREY
-    pixels = tokenizer.shares_of(codes[count:]) @ palette                 # (H, W, C)
+    pixels = tokenizer.shares_of(codes[None, count:])[0] @ palette        # (H, W, C)
     squares = masked[count:].reshape(tokenizer.config.grid)
     pixels = greyed(pixels, squares)
     width = pixels.shape[1]
@@ -71,7 +71,7 @@ def masked_clip(run, ids):
     over = np.logical_or.accumulate(codes >= size)
     codes[over] = 0
     magnitudes = run.tokenizers["speech"].magnitudes([codes])[0]          # (bins, T)
-    pixels = spectrogram(magnitudes.numpy())                # (H, T, 3)
+    pixels = spectrogram(magnitudes.numpy())                              # (H, T, 3)
     share = masked.reshape(1, -1, groups).mean(2)                         # (1, steps)
     pixels = greyed(pixels, share)
     there = ~over[groups - 1::groups]                                     # (steps,)

@@ -47,8 +47,11 @@ def judge_captions(scenes, outputs):
 def judge_things(scenes, outputs):
     """As `judge_pictures`, on any ground: speech says none."""
     read = judges.read_pictures(outputs["image"])
-    read = [r and replace(r, background=scene.background) for r, scene in zip(read, scenes)]
-    marks = judges.judge_scenes(read, scenes)
+    wanted = []
+    for scene, found in zip(scenes, read):
+        ground = found.background if found else scene.background
+        wanted.append(replace(scene, background=ground))
+    marks = judges.judge_scenes(read, wanted)
     marks["background"] = np.full(len(scenes), np.nan)
     return marks
 
