@@ -4,16 +4,16 @@ A document is a task token and the members of its kind, each opened by a boundar
   text         [task] [text] the text, [end] [end]
   image-text   [task] [image] colours, squares [text] the caption, [end] [end] ...
   speech-text  [task] [speech] codes, [end] [end] [text] the transcript, [end] [end] ...
-A member of a pair has one size in all documents. What a clip or a caption leaves free is filled
-with the modality's end id, which is noised and predicted like any other token: so the model learns
-where things end. Documents of all kinds are packed into rows of one length. By second-hand accounts
-the paper packs texts and pads pairs; this layout is our choice.
+A member of a pair has one number of tokens, its slot, in all documents. What a clip or a caption
+leaves free is filled with the modality's end id, which is noised and predicted like any other
+token: so the model learns where things end. Documents of all kinds are packed into rows of one
+length. By second-hand accounts the paper packs texts and pads pairs; this layout is our choice.
 
 A kind has one member, or two of which one is a text. A new modality needs, beside its row below:
   here        rows of KINDS, and another LAYOUT_VERSION, since all ids move
   tokenizers  a file
   sources     prepare.py: a source, the tokenizer's training; for own folders a reader, own_sources
-  train.py    its share in mix, loss_weights, weighting; for own folders a flag, a word in NOT_READ
+  train.py    its share in mix, loss_weights, weighting; for own folders a flag, a word in OWN_DATA
   sample.py   rows of TASKS, DEFAULTS, FILES; read_prompt; for holes in it run_infill, infill_file
   tools       how it looks (masked.py, page.py, watch.py); units_of, and TOY_CELLS to be scored
 """
@@ -52,14 +52,19 @@ LAYOUT_VERSION = 8  # raised whenever old run folders can no longer be read
 
 PAD, MASK = 0, 1
 SPECIALS = ["<pad>", "<mask>", *(f"<task {k}>" for k in KINDS), *(f"<{m}>" for m in MODALITIES)]
-FIRST_TASK = 2
+FIRST_TASK = 2  # id of the first task token; the others follow in the order of KINDS
 HEAD = 2  # a document begins with its task token and a boundary token
-ROUND = 8  # texts are filled with ends to a multiple, so that their extent hides their length
+ROUND = 8  # a text and the ends that fill it, its extent, are a multiple: that hides its length
 
 
 def rng(seed, *numbers):
     """A counter-based generator: a pure function of the seed and these numbers."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *numbers])))
+
+
+def opens(ids):
+    """Where documents begin in rows ids (B, L): (B, L) bool."""
+    return (ids >= FIRST_TASK) & (ids < FIRST_TASK + len(KINDS))
 
 
 def round_up(n, multiple):
@@ -211,13 +216,13 @@ class Stream:
         A task token opens a document. The offset from it and its kind say all the rest.
         """
         column = torch.arange(ids.shape[1], device=ids.device)
-        opens = (ids >= FIRST_TASK) & (ids < FIRST_TASK + len(KINDS))     # (B, L)
-        start = torch.where(opens, column, 0).cummax(1).values            # where its document opens
+        begins = opens(ids)                                               # (B, L)
+        start = torch.where(begins, column, 0).cummax(1).values           # where its document opens
         kind = (ids.gather(1, start) - FIRST_TASK).clamp(0, len(KINDS) - 1)
         offset = (column - start).clamp(max=self.table.shape[1] - 1)
         member, place, low, high = self.table.to(ids.device)[kind, offset].unbind(-1)
         pad = ids == PAD
-        doc = opens.flatten().cumsum(0).view_as(ids) - 1
+        doc = begins.flatten().cumsum(0).view_as(ids) - 1
         return Rows(ids, member.masked_fill(pad, -1), place, low, high, doc.masked_fill(pad, -1))
 
 
@@ -297,7 +302,7 @@ class Batches:
         self.counts = counts
         self.seed = seed
         self.order = functools.lru_cache(maxsize=8)(self.shuffled)
-        self.count, self.length = self.shape()
+        self.row_count, self.length = self.shape()
 
     def shuffled(self, kind, epoch):
         random = rng(self.seed, 1, list(KINDS).index(kind), epoch)
@@ -313,9 +318,9 @@ class Batches:
                 chosen.append(self.documents[kind][at])
         return chosen
 
-    def shape(self, trials=8):
-        """(rows, tokens a row) of all steps: the cheapest that hold the documents of the first."""
-        drawn = [self.drawn(step) for step in range(trials)]
+    def shape(self):
+        """(rows, tokens a row) of all steps: the cheapest that hold those of the first eight."""
+        drawn = [self.drawn(step) for step in range(8)]
         longest = max(int(lengths(docs).max()) for docs in self.documents.values())
         shapes = []
         for length in range(round_up(longest, 8), 2 * longest + 8, 8):
@@ -325,18 +330,19 @@ class Batches:
         return min(shapes)[1:]
 
     def __call__(self, step):
-        """Rows (count, length) of ids. What finds no room in them waits for another epoch."""
+        """Rows (row_count, length) of ids. What finds no room in them waits for another epoch."""
         chosen = self.drawn(step)
         spots, _ = fit_rows(chosen, self.length)
-        rows = np.full((self.count, self.length), PAD, np.int64)
+        rows = np.full((self.row_count, self.length), PAD, np.int64)
         for ids, (row, start) in zip(chosen, spots):
-            if row < self.count:
+            if row < self.row_count:
                 rows[row, start:start + len(ids)] = ids
         return torch.from_numpy(rows)
 
 
 ROLES = torch.tensor(list(diffusion.PAIR_MODES.values()))  # (modes, 2)
-POSITION = torch.tensor([KINDS[kind].index(modality) for kind, modality in MEMBERS])  # (S,)
+# (S,) which of its kind's members each of MEMBERS is
+POSITION = torch.tensor([KINDS[kind].index(modality) for kind, modality in MEMBERS])
 
 
 def document_noise(kind, config, random):
@@ -366,8 +372,8 @@ def noised_batch(stream, ids, config, step):
     rows again under the complement of their masks (anti-masking). A function of (seed, step)."""
     rows = stream.describe(ids)
     random = rng(config.seed, 3, step)
-    opens = ids[(ids >= FIRST_TASK) & (ids < FIRST_TASK + len(KINDS))]    # (N,)
-    t, roles = document_noise((opens - FIRST_TASK).numpy(), config, random)
+    kinds = ids[opens(ids)] - FIRST_TASK                                  # (N,)
+    t, roles = document_noise(kinds.numpy(), config, random)
     u = torch.from_numpy(random.random(ids.shape))
     schedule = diffusion.schedule(config.schedule)
     unweighted = torch.tensor([config.weighting.get(kind) == "unweighted" for kind, _ in MEMBERS])

@@ -3,9 +3,9 @@
     python mini.py                     learns for a minute or two, then writes before your eyes
     python mini.py --text notes.txt    learns a text of yours, in which every line is a document
 
-Noise: from time t = 0 to t = 1, the tokens of a row x_0 disappear behind masks. At time t each is
+Noise: from time t = 0 to t = 1, the tokens of a row x0 disappear behind masks. At time t each is
 hidden with probability t, and seen with probability alpha_t = 1 - t. This makes the row x_t.
-Learning: a network sees x_t and guesses x_0.
+Learning: a network sees x_t and guesses x0.
 Writing: begin at t = 1, with masks alone, and go back to t = 0. On the way, reveal guesses.
 """
 import argparse
@@ -29,7 +29,7 @@ def make_rows(documents):
     texts = sorted({tuple(re.findall(pattern, line)[:64]) for line in documents if line.strip()})
     vocabulary = [" __", "", *sorted(set().union(*texts))]  # MASK, END, words and marks
     number = {word: i for i, word in enumerate(vocabulary)}
-    length = max(map(len, texts))
+    length = max(map(len, texts), default=0)
     rows = torch.full((len(texts), length), END)
     for row, words in zip(rows, texts):
         row[:len(words)] = torch.tensor([number[word] for word in words])
@@ -37,7 +37,7 @@ def make_rows(documents):
 
 
 class Denoiser(nn.Module):
-    """p(x_0 | x_t): which token may stand at each place. t is not told: the masks show it."""
+    """p(x0 | x_t): which token may stand at each place. t is not told: the masks show it."""
     def __init__(self, size, length, width=128):
         super().__init__()
         self.token = nn.Embedding(size, width)
@@ -55,20 +55,19 @@ class Denoiser(nn.Module):
         return logits
 
 
-def loss(net, x_0, rng):
-    """E_t[1/t * sum of -log2 p(x_0 | x_t) over the masked tokens] / L (MDLM, 2406.07524, eq. 10).
+def loss(net, x0, rng):
+    """E_t[1/t * sum of -log2 p(x0 | x_t) over the masked tokens] / L (MDLM, 2406.07524, eq. 11).
 
-    Its mean is at least -log2 p(x_0) / L. Why: the mean over all orders of the sum of -log2 p(next
-    token | tokens seen) is at least -log2 p(x_0). While k tokens are masked, each is next with
+    Its mean is at least -log2 p(x0) / L. Why: the mean over all orders of the sum of -log2 p(next
+    token | tokens seen) is at least -log2 p(x0). While k tokens are masked, each is next with
     probability 1/k, which is the integral over t of C(L, k) t^k (1 - t)^(L - k) / t.
     """
-    B, L = x_0.shape
-    u = torch.rand(B, 1, generator=rng)
-    t = (torch.arange(B, 0, -1)[:, None] - u) / B  # one in each B-th of (0, 1], for less noise
-    masked = torch.rand(B, L, generator=rng) < t
-    x_t = x_0.masked_fill(masked, MASK)
-    nll = nn.functional.cross_entropy(net(x_t).mT, x_0, reduction="none")  # (B, L)
-    # 1/t makes up for the tokens that are seen: the mean is over all, or it would bound nothing
+    B, L = x0.shape
+    t = (torch.arange(B, 0, -1)[:, None] - torch.rand(B, 1, generator=rng)) / B
+    masked = torch.rand(B, L, generator=rng) < t  # t: one in each B-th of (0, 1], for less noise
+    x_t = x0.masked_fill(masked, MASK)
+    nll = nn.functional.cross_entropy(net(x_t).mT, x0, reduction="none")  # (B, L)
+    # 1/t makes up for the tokens that are seen. Divided by the masked ones alone it is no bound
     return (nll * masked / t).mean() / math.log(2)
 
 
@@ -93,6 +92,8 @@ if __name__ == "__main__":
     rng = torch.Generator().manual_seed(0)  # all other randomness
 
     rows, vocabulary = make_rows(args.text or passages(20000, seed=0))
+    if len(rows) < 2:
+        parser.error("--text: give two different lines or more")
     rows = rows[torch.randperm(len(rows), generator=rng)]
     held, rows = rows.tensor_split([len(rows) // 10 + 1])  # no row is in both
     length = rows.shape[1]
@@ -108,8 +109,7 @@ if __name__ == "__main__":
         if step % 250 == 0:
             print(f"step {step}: {loss(net, held[:200], rng):.2f} bits a token")
 
-    with torch.no_grad():
-        bits = sum(part.numel() * loss(net, part, rng).item() for part in held.split(100))
+    bits = sum(part.numel() * loss(net, part, rng).item() for part in held.split(100))
     characters = len("".join(vocabulary[token] for token in held.flatten()))
     print(f"held out: {bits / held.numel():.2f} bits a token, {bits / characters:.2f} a character")
     terminal = sys.stdout.isatty()  # there \0337 notes a place, \0338\033[J clears all behind it

@@ -16,6 +16,7 @@ import argparse
 import functools
 import io
 import math
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ def given_members(task):
 
 
 def settings_for(task, **changes):
-    """Sampler settings of a task, of its last stage, with changes that are not None. Another
-    sampler takes none of the options of the default one, its steps neither."""
+    """Sampler settings of a task, of two stages those of the last, with the changes that are not
+    None. Another sampler takes none of the options of the default one, its steps neither."""
     changes = {name: value for name, value in changes.items() if value is not None}
     base = DEFAULTS[stages_of(task)[-1]]
     if changes.get("sampler", base["sampler"]) != base["sampler"]:
@@ -98,7 +99,7 @@ def settings_for(task, **changes):
     return {**base, **changes}
 
 
-OF_CONDITIONS = ("guidance", "candidates", "rounds")  # they compare samples with a condition
+OF_CONDITIONS = ("guidance", "candidates", "rounds")  # they need a condition
 
 
 def check_options(task, changes, infilling=False):
@@ -190,7 +191,7 @@ def load_run(folder, device=None):
     dtype = torch.float32
     if saved["config"]["dtype"] != "float32":
         dtype = files.fast_dtype(device)
-    return Run(folder, saved, stream, tokenizers, net.to(device).eval(), device, dtype)
+    return Run(folder, saved, stream, tokenizers, net.to(device), device, dtype)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def best_candidates(run, kind, x, condition, candidates, seed, rounds):
 @torch.inference_mode()
 def fill(run, kind, ids, targets=None, condition=(), seed=0, record=False, candidates=1, rounds=2,
          batch=64, **settings):
-    """Fill in the masked tokens of the members `targets` (all) in rows ids (B, L) -> Samples.
+    """Fill in the masked tokens of the members `targets` (None: all) in rows ids (B, L) -> Samples.
 
     condition: members that guidance leaves out and that the best candidate has to fit. settings:
     of diffusion.sample. record: keep the film. batch: rows that are filled at once, or the
@@ -355,7 +356,7 @@ def drawn_extents(run, at_least, seed):
     """Tokens of texts to generate, (B,): as frequent as in training, above at_least (B,).
 
     In training a text's extent is known, since a token sees its own document only. So it has to
-    be drawn first: in a longer one than it has seen the network writes its longest texts.
+    be drawn first: at the longest extent the network writes its longest texts alone.
     """
     extents = np.sort(data.lengths(run.documents["text"][0]) - HEAD)
     below = np.searchsorted(extents, at_least, side="right")              # these are too short
@@ -386,8 +387,8 @@ def text_rows(run, prompts, length, seed):
 
 
 def generate(run, task, prompts, record=False, seed=0, length=None, **changes):
-    """Answers to prompts, one a sample: items of the task's given member, or None. Of `text` a
-    prompt is a text to go on from, or None. length: tokens of a text -> Samples."""
+    """Answers to prompts, one a sample -> Samples. A prompt is an item of the task's given member,
+    of `text` a text to go on from, or None. length: tokens of a text."""
     kind = kinds_of(task)[0]
     if kind == "text":
         ids = text_rows(run, prompts, length, seed)
@@ -430,7 +431,7 @@ def infill_text(run, text, tokens, n, seed, changes, record=False):
 
 def infill_file(run, modality, item, share, caption, n, seed, changes, record=False):
     """Fill the share (first, last) of a picture's or clip's codes, n times. A picture keeps its
-    palette, a clip its end. A text that is not given is read off what comes out."""
+    palette. A clip grows no longer. A text that is not given is read off what comes out."""
     kind, _ = TASKS[f"text-to-{modality}"]
     codes = run.tokenizers[modality].encode([item])[0]
     text = None
@@ -442,7 +443,7 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
         start += run.tokenizers["image"].config.colours
     free = HEAD + len(codes) - start
     first, last = share
-    document[start + int(first * free):start + math.ceil(last * free - 1e-9)] = MASK
+    document[start + int(first * free + 1e-9):start + math.ceil(last * free - 1e-9)] = MASK
     rows = data.stacked([document] * n)
     settings = settings_for(f"text-to-{modality}", **changes)
     if caption or not trained_in(run, "first"):
@@ -456,7 +457,7 @@ def infill_file(run, modality, item, share, caption, n, seed, changes, record=Fa
 
 
 def png(pixels):
-    """uint8 (H, W, 1 or 3) -> the bytes of a PNG file."""
+    """uint8 (H, W, C), C from 1 to 4 -> the bytes of a PNG file."""
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     file = io.BytesIO()
@@ -513,7 +514,7 @@ def schedule_name(name):
     return name
 
 
-# What people may change of the sampling. Which of it a sampler has: diffusion.SAMPLERS.
+# The flags of sampling. Which of them only some samplers have: diffusion.SAMPLERS.
 SETTINGS = {
     "sampler": (str, "which tokens are revealed when: " + ", ".join(diffusion.SAMPLERS)),
     "steps": (number(int, 1), "of samplers that walk a grid: ancestral, confidence, remdm"),
@@ -548,7 +549,7 @@ def read_prompt(run, modality, prompt):
     """A prompt of the command line: a text as it is, a picture or a clip from a file."""
     if modality == "text":
         return prompt
-    if not Path(prompt).exists():
+    if not os.path.exists(prompt):  # Path.exists fails on a long text
         what = "picture" if modality == "image" else "clip"
         raise UsageError(f"{files.quoted(prompt)}: no such file; this task starts from a {what}")
     if modality == "speech":
@@ -581,7 +582,7 @@ def run_infill(run, args, changes):
         if not hole.isdecimal() or not int(hole):
             raise UsageError(f"--hole {hole}: in a text a number of tokens, at least 1")
         return infill_text(run, prompt, int(hole), n, args.seed, changes, args.watch)
-    if not Path(prompt).exists():
+    if not os.path.exists(prompt):
         raise UsageError(f"{files.quoted(prompt)}: no file, and no text with a hole ___ in it")
     modality = "speech" if Path(prompt).suffix.lower() in folders.CLIPS else "image"
     check_trained(run, "infill", TASKS[f"text-to-{modality}"][0])

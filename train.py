@@ -64,8 +64,6 @@ def name_values(names, read):
 
 NOT_NEGATIVE = number(float, 0)
 POSITIVE = number(float, 1e-9)
-MODES = list(diffusion.PAIR_MODES)
-KINDS = list(data.KINDS)
 TERMS = [f"{kind}/{modality}" for kind, modality in data.MEMBERS]
 WEIGHTINGS = ("bound", "unweighted")
 
@@ -82,7 +80,7 @@ def json_object(text):
 # the optimizer. lr was tuned with Muon for the hidden matrices.
 RECIPES = {
     "tuned": {},
-    "paper": dict(optimizer="adamw", weighting=dict.fromkeys(KINDS, "bound"), loss_weights={},
+    "paper": dict(optimizer="adamw", weighting=dict.fromkeys(data.KINDS, "bound"), loss_weights={},
                   complement=True, modes={"joint": 1.0}, time_power={}),
 }
 
@@ -111,8 +109,8 @@ class Config:
     items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips",
                          number(int, 10))
     mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
-                        "share of each kind in the tokens; a kind without is left out",
-                        name_values(KINDS, NOT_NEGATIVE))
+                        "share of each kind in the tokens; the toy world leaves out kinds without",
+                        name_values(data.KINDS, NOT_NEGATIVE))
     text_length: int = setting(96, "tokens of a text; longer ones are split", number(int, 16))
 
     vocab_size: int = setting(512, "ids of the text tokenizer, bytes included",
@@ -125,7 +123,7 @@ class Config:
     schedule: str = setting("linear", f"{', '.join(diffusion.SCHEDULES)} or poly:P")
     weighting: dict = setting({"image-text": "unweighted", "speech-text": "unweighted"},
                               "kind=unweighted: all mask rates count the same; or kind=bound",
-                              name_values(KINDS, str))
+                              name_values(data.KINDS, str))
     loss_weights: dict = setting(
         {"text/text": 0.2, "image-text/image": 0.3, "image-text/text": 0.15,
          "speech-text/speech": 0.25, "speech-text/text": 0.1},
@@ -134,10 +132,11 @@ class Config:
     complement: bool = setting(False, "train on a mask and on its complement (anti-masking)")
     modes: dict = setting(
         {"joint": 0.15, "first|second": 0.4, "second|first": 0.35, "first": 0.07, "second": 0.03},
-        "how pairs are noised: share of each mode", name_values(MODES, NOT_NEGATIVE))
+        "how pairs are noised: share of each mode",
+        name_values(diffusion.PAIR_MODES, NOT_NEGATIVE))
     time_power: dict = setting({"first|second": 0.6, "second|first": 0.3},
                                "mode=p: its times are t^p; below 1: higher mask rates",
-                               name_values(MODES, NOT_NEGATIVE))
+                               name_values(diffusion.PAIR_MODES, NOT_NEGATIVE))
 
     preset: str = setting("toy", "shape of the network", choices=models.PRESETS)
     shape: dict = setting({}, 'changes to the preset, as {"width": 128}', json_object)
@@ -162,12 +161,12 @@ class Config:
 
     def loss_weight_of_members(self):
         """(S,) weights of data.MEMBERS."""
-        return torch.tensor([self.loss_weights.get(f"{k}/{m}", 0.0) for k, m in data.MEMBERS])
+        return torch.tensor([self.loss_weights.get(name, 0.0) for name in TERMS])
 
 
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
-    own = any(getattr(config, name) for name in NOT_READ)
+    own = any(getattr(config, name) for name in OWN_DATA)
 
     def network():
         net = models.Transformer(config.model(vocab=8, places=8))
@@ -192,7 +191,7 @@ def check_settings(config):
                 attempt()
         except Exception as error:  # whatever a number or a word in the wrong place raises
             raise UsageError(f"{flag}: {error}")
-    for name in NOT_READ:
+    for name in OWN_DATA:
         if "" in getattr(config, name):
             raise UsageError(f"--{name}: an empty path; name a file or a folder")
     if not set(config.weighting.values()) <= set(WEIGHTINGS):
@@ -206,7 +205,7 @@ def check_settings(config):
 
 OF_THE_CALL = ("run", "resume", "overwrite", "device")  # not of the run
 RESUMED_WITH = ("score_n", "save_every", "micro_batch")  # may differ on --resume
-NOT_READ = ("text", "images", "speech")  # on --resume: the rows are in the run folder
+OWN_DATA = ("text", "images", "speech")  # not read on --resume: the rows are in the run folder
 
 
 def parse(argv=None):
@@ -221,7 +220,7 @@ def parse(argv=None):
             how["action"] = "append"
         if default not in ("", [], {}, False):
             how["help"] += f" (default: {typed(default)})"
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **how)
+        parser.add_argument(sample.flag(f.name), default=argparse.SUPPRESS, **how)
     given = vars(parser.parse_args(argv))
     recipe = RECIPES[given.get("recipe", "tuned")]
     return Config(**{**recipe, **given}), set(given)
@@ -241,7 +240,8 @@ def typed(value):
 # 1. kappa = (D_base / D)^gamma * (B / B_base), gamma = 0.44   D: tokens in all, B: tokens a step
 # 2. lr = lr_base sqrt(kappa), beta = beta_base^kappa, eps = eps_base / sqrt(kappa)
 #    AdamW divides its average by the size of a single gradient, which shrinks as 1 / sqrt(B)
-#    (arXiv 2205.10287). gamma = 1 is Complete(d)P, gamma = 0 the rule of 2205.10287.
+#    (arXiv 2205.10287). gamma = 1 is Complete(d)P, gamma = 0 the rule of 2205.10287; both scale
+#    1 - beta by kappa, which is nearly the same.
 # 3. weight decay x sqrt(kappa): ours. lr * decay then goes as kappa, as Complete(d)P has it.
 # 4. EMA of the weights: ema_base^kappa (arXiv 2307.13813).
 # 5. Muon: lr x kappa, momentum^kappa. Ours: it normalises after averaging. A momentum that averages
@@ -324,6 +324,7 @@ def world_size():
 
 
 def sum_over_processes(tensors):
+    """Replace each tensor by its sum over all processes."""
     if world_size() > 1:
         flat = torch.cat([t.flatten() for t in tensors])  # one call is several times as fast
         dist.all_reduce(flat)
@@ -406,9 +407,10 @@ class Training:
         self.batches = data.Batches(documents, counts, config.seed)
         means = {kind: data.lengths(docs).mean() for kind, docs in documents.items()}
         self.step_tokens = float(views * sum(n * means[kind] for kind, n in counts.items()))
-        if views * self.batches.count < world_size():
+        self.rows = views * self.batches.row_count  # of a step
+        if self.rows < world_size():
             raise UsageError(f"--batch-tokens {config.batch_tokens}: a step has fewer rows "
-                             f"({views * self.batches.count}) than there are processes")
+                             f"({self.rows}) than there are processes")
         if not config.loss_weights:  # the members' shares of the first step's tokens
             member = stream.describe(self.batches(0)).member              # (B, L)
             sizes = torch.bincount(member[member >= 0], minlength=len(TERMS)).double()
@@ -467,8 +469,8 @@ class Training:
 
     def state(self, step, plan, optimizers):
         """What a checkpoint holds."""
-        return {"layout_version": data.LAYOUT_VERSION, "step": step, "plan": vars(plan),
-                "model": self.net.state_dict(), "average": self.average,
+        return {"step": step, "plan": vars(plan), "model": self.net.state_dict(),
+                "average": self.average,
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
 
     def restore(self, state, optimizers):
@@ -579,7 +581,7 @@ def train(config, folder, stream, documents, device):
                 if last or stop or seconds - shown > 30:
                     write_page(folder)
                     shown = seconds
-            if stop and not last:
+            if stop:
                 agreed(None)  # nobody leaves before the first process has saved
                 raise DataError(f"stopped after step {step} of {bar.total}, saved: python "
                                 f"train.py --resume --run {files.quoted(folder)} goes on")
@@ -595,7 +597,7 @@ def describe_run(config, folder, training, plan, rule, step):
     millions = models.count_parameters(training.net)["total"] / 1e6
     counts = ", ".join(f"{n} of {kind}" for kind, n in batches.counts.items())
     print(f"{millions:.1f}M parameters on {training.device} ({config.dtype}), step {step} of "
-          f"{plan.steps}: {batches.count} rows of {batches.length} tokens, "
+          f"{plan.steps}: {training.rows} rows of {batches.length} tokens, "
           f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
     print_derived(training.step_tokens, plan.tokens, batches.length, config)
 
@@ -623,10 +625,10 @@ def stop_signal():
     at once."""
     came = []
 
-    def note(number, frame):
+    def note(signum, frame):
         if came:
             raise KeyboardInterrupt
-        came.append(number)
+        came.append(signum)
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
     old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -708,12 +710,12 @@ def resume_run(folder, config, given):
     """The settings of the run in folder. UsageError for a flag that asks for something else."""
     saved = files.read_json(folder / "config.json")["config"]
     saved = {**run_settings(Config()), **saved}  # settings that are newer than the run
-    for name in given.difference(OF_THE_CALL, RESUMED_WITH, NOT_READ):
+    for name in given.difference(OF_THE_CALL, RESUMED_WITH, OWN_DATA):
         value = getattr(config, name)
         settled = name in ("compile", "dtype") and value == "auto"
         if value != saved[name] and not settled:
-            raise UsageError(f"--resume goes on with the run's own settings: --"
-                             f"{name.replace('_', '-')} is {saved[name]} there; leave it out")
+            raise UsageError(f"--resume goes on with the run's own settings: {sample.flag(name)} "
+                             f"is {saved[name]} there; leave it out")
     for name in saved:
         if name not in given or name not in RESUMED_WITH:
             setattr(config, name, saved[name])

@@ -132,7 +132,7 @@ def start(of):
 def tokens_of(stream, ids):
     """Tokens of each kind in rows ids (B, L), padding left out: (kinds,)."""
     doc = stream.describe(ids).doc
-    opens = (ids >= data.FIRST_TASK) & (ids < data.FIRST_TASK + len(KINDS))
+    opens = data.opens(ids)
     lengths = torch.bincount(doc[doc >= 0])                               # (documents,)
     return lengths.new_zeros(len(KINDS)).index_add(0, ids[opens] - data.FIRST_TASK, lengths)
 
@@ -196,7 +196,7 @@ def held_out(run, kind, members=(), rounds=4):
     The bound of a text is given its extent, since a token sees its own document only. A causal
     network has to predict where a text ends. So the extent's -log p is added to the bound.
     """
-    rows = run.rows(data.stacked(run.documents[kind][1][:512]))
+    rows = run.rows(data.stacked(run.documents[kind][1]))
     noised = rows.of(kind, *(members or data.KINDS[kind]))
     tokens = noised.sum(1).numpy()
     if run.net.config.causal:

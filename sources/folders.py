@@ -131,7 +131,7 @@ def picture_format(files, patch=4):
     for file in files:
         with contextlib.suppress(Exception), Image.open(file) as picture:
             sides.append(min(picture.size))
-            grey = grey and picture.mode.startswith(("1", "L", "I", "F"))
+            grey = grey and Image.getmodebase(picture.mode) == "L"
     side = min(LARGEST_SIDE, sorted(sides or [patch])[len(sides) // 2])
     return max(patch, side // patch * patch), 1 if grey else 3
 

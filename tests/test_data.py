@@ -107,7 +107,7 @@ def test_rows_hold_the_documents_of_their_step_and_are_a_function_of_seed_and_st
     made = data.Batches(DOCUMENTS, COUNTS, 0)
     for step in range(8):
         rows = made(step)
-        assert rows.shape == (made.count, made.length)
+        assert rows.shape == (made.row_count, made.length)
         assert found(rows) == sorted(document.tolist() for document in made.drawn(step))
         assert (rows == PAD).double().mean() < 0.25
     assert torch.equal(data.Batches(DOCUMENTS, COUNTS, 0)(7), rows)

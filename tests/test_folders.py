@@ -208,6 +208,8 @@ def test_the_side_is_that_of_most_listed_pictures(tmp_path):
     assert folders.picture_format([tmp_path / "p4.png"]) == (64, 3)
     Image.new("L", (30, 31)).save(tmp_path / "grey.png")
     assert folders.picture_format([tmp_path / "grey.png"], patch=8) == (24, 1)
+    Image.new("LAB", (30, 31)).save(tmp_path / "lab.tif")
+    assert folders.picture_format([tmp_path / "lab.tif"], patch=8) == (24, 3)
 
 
 MODES = {"RGBA": ((255, 0, 0, 0), 255), "L": (100, 100), "LA": ((50, 255), 50), "1": (1, 255),

@@ -86,6 +86,10 @@ def test_it_runs_on_the_toy_world_and_on_a_text(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run("--text", str(tmp_path / "none.txt"))
     assert stopped.value.code == 2 and "none.txt" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("a line\na line\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run("--text", str(tmp_path / "text.txt"))
+    assert "two different lines" in capsys.readouterr().err
 
 
 def test_loss_is_that_of_diffusion():

@@ -63,6 +63,8 @@ def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_pag
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"step": 5, "ter')
     (folder / "checkpoint.pt.tmp").write_bytes(b"half")
+    in_step(6, lambda: os.kill(os.getpid(), signal.SIGINT))  # the last one
+    assert "stopped after step 6 of 6" in told(train.main, *resume)[1]
     in_step(7, None)
     call(train.main, *resume)
     assert same(folder, trained[0]) and steps_logged(folder) == [1, 3, 5, 6]

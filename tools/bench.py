@@ -126,10 +126,10 @@ def main():
     rate = matmul_rate(device, training.dtype)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rows = training.batches
     result = dict(device=name, torch=torch.__version__, dtype=config.dtype, preset=config.preset,
-                  rows=rows.count, length=rows.length, padding=training.padding(),
-                  tokens_per_step=training.step_tokens, matmul_flops=rate)
+                  rows=training.rows, length=training.batches.length,
+                  padding=training.padding(), tokens_per_step=training.step_tokens,
+                  matmul_flops=rate)
     print("{device}, {dtype}, preset {preset}: a step is {rows} rows of {length} tokens, "
           "{padding:.1%} of them padding".format(**result))
     print("                    batch       step   tokens/s  utilised", flush=True)
