@@ -1,6 +1,6 @@
 """Masked diffusion: schedules, forward process, loss, bound, samplers. Tensors only.
 
-Time runs from t=0 (clean) to t=1 (all masked), in training and in sampling. At time t a token is
+At time t=0 all is clean, at t=1 all is masked; sampling goes from 1 to 0. At time t a token is
 still clean with probability alpha(t), independently of all others. 1 - alpha(t) is the mask rate.
 In shapes: B rows of L tokens, N documents in them, S columns, one a row of data.MEMBERS (a document
 uses those of its own kind), M positions that somebody looks at, V ids.
@@ -47,7 +47,7 @@ SCHEDULES = {
 
 
 def schedule(name):
-    """A Schedule by name. poly:P is alpha = 1 - t^P (MD4, Table 1). ValueError for another name."""
+    """A Schedule by name. poly:P is alpha = 1 - t^P (MD4, Table 4). ValueError for another name."""
     if name in SCHEDULES:
         return SCHEDULES[name]
     found = re.fullmatch(r"poly:(\d*\.?\d+)", name)
@@ -84,9 +84,10 @@ def noise_levels(t, roles, schedule, complement=False, unweighted=False):
 
     t: (N,) times. roles: (N, S). The weight is the bound's, -alpha' / mask rate (MDLM eq. 10, MD4
     eq. 5). complement: the levels of the second view, which hides what the first one shows
-    (anti-masking): its mask rate is alpha. Each view alone is unbiased for the bound. unweighted
-    (S,) bool: all mask rates count the same for these members, MaskGIT's loss if the schedule is
-    linear. That is no bound. The factor 2 gives it the bound's size where all tokens cost alike.
+    (anti-masking): its mask rate is alpha. Each view alone is unbiased for the bound, but for what
+    T_MIN cuts off. unweighted (S,) bool: all mask rates count the same for these members, MaskGIT's
+    loss if the schedule is linear. That is no bound. The factor 2 gives it the bound's size where
+    all tokens cost alike.
     """
     t = t[:, None].clamp(T_MIN, 1 - T_MIN)                                # (N, 1)
     rate = schedule.mask_rate(t)
@@ -134,7 +135,7 @@ class Batch:
     counts: torch.Tensor  # (S,) tokens of each member that could have carried loss, in all rows
 
     def rows(self, first, last):
-        """Rows first..last. The counts stay those of the whole batch, so that parts add up."""
+        """Rows first to last - 1. The counts stay those of the whole batch: so parts add up."""
         parts = {name: value[first:last] for name, value in vars(self).items()}
         return Batch(**{**parts, "counts": self.counts})
 
@@ -178,7 +179,7 @@ def token_nll(logits, target, low, high):
 
 
 def highest(score, among, count):
-    """Where the count_i (B,) highest scores of row i are, of those `among`. (B, L) -> bool."""
+    """The count (B,) highest scores of each row, of those `among`: (B, L) bool."""
     rank = score.masked_fill(~among, -torch.inf).argsort(1, descending=True).argsort(1)
     return among & (rank < count[:, None])
 
@@ -191,14 +192,14 @@ def bound(predict, ids, noised, low, high, mask_id, rng, rounds=1, copies=1):
     noised (B, L) bool. low, high (B, L): each position's ids. rng: numpy Generator. copies: so many
     rows in succession, G groups in all, get the same masks.
     Each round masks k of a row's n noised tokens, k uniform on 1..n, with weight n / k (LLaDA
-    eq. 6, RADD eq. 11).
+    eq. 6).
     """
     groups = len(ids) // copies
     n = noised.sum(1)                                                     # (B,)
     total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
     for _ in range(rounds):
         u = torch.from_numpy(rng.random((groups, ids.shape[1])))          # (G, L)
-        order = torch.from_numpy(rng.permutation(groups))  # ties no row to a stratum
+        order = torch.from_numpy(rng.permutation(groups))  # strata change from round to round
         share = stratified_times(groups, rng.random())[order]             # (G,)
         u = u.repeat_interleave(copies, 0).to(ids.device)                 # (B, L)
         share = share.repeat_interleave(copies).to(ids.device)            # (B,)
@@ -276,7 +277,7 @@ def uniform(shape, generator):
 
 def gumbel(shape, generator):
     """Gumbel noise, float64. In float32 it ends at 16.6 instead of 36.7 nats, which quietly lowers
-    the temperature (arXiv 2409.02908, section 4)."""
+    the temperature (arXiv 2409.02908, section 5.2)."""
     u = uniform(shape, generator).clamp(min=torch.finfo(torch.float64).tiny)
     return -torch.log(-torch.log(u))
 
@@ -329,7 +330,7 @@ def first_hitting(s):
 
 
 def confidence(s, choice_temperature=1.0):
-    """MaskGIT: keep the surest draws; floor(m_s n) of n tokens stay masked. The score is
+    """After MaskGIT: keep the surest draws; floor(m_s n) of n tokens stay masked. The score is
     log p + choice_temperature * remaining * Gumbel.
 
     Biased even for an exact network and one token a step, since unlikely proposals are put back
@@ -368,7 +369,8 @@ def remdm_sigma(s, eta):
 
 def remdm(s, eta=0.1):
     """ReMDM (2503.00307, eq. 6-8): a masked token is revealed with probability
-    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), since revealed ones are masked again."""
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), since revealed ones are masked again. Those of
+    one step are drawn anew independently, so with a fixed eta more steps do not make it exact."""
     sigma = remdm_sigma(s, eta)
     p = (1 - s.next_rate - (1 - sigma) * (1 - s.rate)) / s.rate
     return s.hidden & (s.uniform() < p)
@@ -418,13 +420,14 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     correct: rounds of `repair` afterwards. record: keep x after every step. options: the sampler's.
     """
     chooser = SAMPLERS[sampler]
-    rates = mask_rates(grid, steps)
     generator = torch.Generator(x.device).manual_seed(seed)
     proposer = Proposer(predict, low, high, mask_id, condition, guidance, generator, temperature,
                         top_k, top_p)
     if missing is None:
         missing = x == mask_id
-    if not chooser.by_rate:  # as many steps as tokens, at most; nobody looks at their rates
+    if chooser.by_rate:
+        rates = mask_rates(grid, steps)
+    else:  # as many steps as tokens, at most; nobody looks at their rates
         rates = [0.0] * (1 + int(missing.sum(1).max()))
     film = [x]
     for k in range(len(rates) - 1):
@@ -448,7 +451,7 @@ def sample(predict, x, low, high, mask_id, sampler="confidence", steps=16, grid=
     return x, proposer.nfe, (film if record else [])
 
 
-def repair(proposer, x, missing, rounds, parts=8):
+def repair(proposer, x, missing, rounds):
     """Repair finished rows: hide the worst token, draw it again (after arXiv 2407.21243).
 
     Yields x after each round. The worst token is the one furthest below the likeliest token at its
@@ -456,6 +459,7 @@ def repair(proposer, x, missing, rounds, parts=8):
     another part of the row hidden. Rows whose tokens are all the likeliest stay as they are. One
     token a round is our choice. It leans to likely rows, as all choices by confidence do.
     """
+    parts = 8
     settled = torch.zeros_like(missing[:, 0])                             # (B,)
     for _ in range(rounds):
         # the same places in all rows, so that rows that agree are asked the same
@@ -498,12 +502,12 @@ def main():
     low = torch.zeros(20_000, n, dtype=torch.long)
     x = torch.full_like(low, mask_id)
     print("total variation between samples and truth (20,000 samples: about 0.01 is chance)")
+    truth = even / even.sum()
     for name, sampler in SAMPLERS.items():
         errors = []
         for steps in (1, 2, 4) if sampler.by_rate else (n,):
             made, nfe, _ = sample(predict, x, low, low + 2, mask_id, name, steps, "linear")
             count = torch.bincount((made * 2 ** torch.arange(n)).sum(1), minlength=2 ** n)
-            truth = even / even.sum()
             error = (count / len(x) - truth).abs().sum() / 2
             errors.append(f"{nfe.float().mean():.1f} calls {error:.3f}")
         print(f"{name:15}", ", ".join(errors))

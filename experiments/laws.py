@@ -1,6 +1,6 @@
 """Laws of the loss over parameters N, tokens D and shares h, fitted to trials.
 
-Fitted as in arXiv 2203.15556 (appendix D.3): Huber loss of log L, L-BFGS from several starts.
+Fitted as in arXiv 2203.15556 (appendix D.2): Huber loss of log L, L-BFGS from several starts.
 """
 import itertools
 

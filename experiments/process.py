@@ -6,7 +6,7 @@ Set-up: 6 tokens of 3 values, a Markov chain that mostly copies its neighbour. T
 exact conditional distribution, so every error is the sampler's. Total variation to the known
 distribution, beside what as many exact draws show, which an exact sampler shows, too, up to chance.
 Literature: steps that reveal several tokens treat them as independent, hence the error of few
-steps (arXiv 2409.02908, section 3). Greedy orders are biased for good (2202.04200).
+steps (arXiv 2505.24857, section 5).
 
     python experiments/process.py
 """

@@ -79,7 +79,7 @@ def split(source):
     for i, key in enumerate(source.keys):
         groups.setdefault(key, []).append(i)
     groups = list(groups.values())
-    wanted = min(2 * HELD, len(source) // 20)  # some will have a training item's tokens
+    wanted = min(2 * HELD, len(source) // 20)  # some have a training item's tokens: left out
     order = rng(0, 17).permutation(len(groups))  # the same for every seed
     held = []
     for n in sorted(order, key=lambda n: max(wanted, len(groups[n])))[:-1]:  # most copies last
@@ -91,8 +91,8 @@ def split(source):
 
 
 def sections(texts):
-    """Texts; one longer than a 20th of all is cut into hundredths of all, so that some can be held
-    out whole: at a line end, else at a blank, else anywhere."""
+    """Texts, the long ones in parts, so that some can be held out whole. One longer than a 20th of
+    all is cut into hundredths of all: at a line end, else at a blank, else anywhere."""
     total = sum(map(len, texts))
     size = max(200, total // 100)
     parts = []

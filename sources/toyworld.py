@@ -272,7 +272,7 @@ def subjects(writer, split):
 def passages(n, seed, split="seen"):
     """n passages of 2 to 4 agreeing sentences, 14 to 30 words. split: see `choices`.
 
-    Five forms: a relation and its inverse, a chain of relations, counting, sizes, and a question
+    Five writers: a relation and its inverse, a chain of relations, counting, sizes, and a question
     about a colour with its answer. "so" opens what follows from the sentences before.
     """
     writers = tuple(WRITERS)

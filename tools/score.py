@@ -378,18 +378,18 @@ def figures_a_unit(run, kind, modality, ids, nats):
 
 
 @torch.inference_mode()
-def bounds(run, documents=512, rounds=4, seed=11):
+def bounds(run, rounds=4):
     """The bound on held-out documents by kind and direction: nats and bits a token and a unit,
     with standard errors. Of texts with their extents (`extent_nats`)."""
     out = {}
     for kind in run.stream.slots:
-        ids = data.stacked(run.documents[kind][1][:documents])
+        ids = data.stacked(run.documents[kind][1])
         rows = run.rows(ids)
         for name, members in directions(kind).items():
             noised = rows.of(kind, *members)
             tokens = noised.sum(1).cpu().numpy()
             nats = diffusion.bound(run.ask, rows.ids, noised, rows.low, rows.high, MASK,
-                                   data.rng(seed), rounds)
+                                   data.rng(11), rounds)
             nats = nats.cpu().numpy()
             if kind == "text":
                 nats = nats + extent_nats(run, tokens)
