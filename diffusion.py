@@ -52,8 +52,9 @@ def schedule(name):
         return SCHEDULES[name]
     found = re.fullmatch(r"poly:(\d*\.?\d+)", name)
     p = float(found[1]) if found else 0.0
-    if not 0 < p <= 20:  # far above, t^p would be 0 in float64
-        raise ValueError(f"schedule {name!r}: choose {', '.join(SCHEDULES)} or poly:P, P up to 20")
+    if not 0.01 <= p <= 20:  # far outside, t^p would be 1 or 0 in float64
+        raise ValueError(f"schedule {name!r}: choose {', '.join(SCHEDULES)} or poly:P, P from 0.01 "
+                         "to 20")
     return Schedule(mask_rate=lambda t: t ** p, slope=lambda t: p * t ** (p - 1))
 
 
@@ -372,7 +373,7 @@ def remdm(s, eta=0.1):
     (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), since revealed ones are masked again. Those of
     one step are drawn anew independently, so with a fixed eta more steps do not make it exact."""
     sigma = remdm_sigma(s, eta)
-    p = (1 - s.next_rate - (1 - sigma) * (1 - s.rate)) / s.rate
+    p = (s.rate - s.next_rate + sigma * (1 - s.rate)) / s.rate  # rounds less
     return s.hidden & (s.uniform() < p)
 
 

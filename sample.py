@@ -527,7 +527,7 @@ SETTINGS = {
     "temperature": (number(float, 0), "of the draws; 0: the likeliest"),
     "top_k": (number(int, 1), "draw among so many likeliest tokens"),
     "top_p": (number(float, 1e-6, 1), "draw among the likeliest with this probability"),
-    "guidance": (number(float, -100), "what the prompt changes counts 1 + so many times"),
+    "guidance": (number(float, -100, 100), "what the prompt changes counts 1 + so many times"),
     "candidates": (number(int, 1), "draw so many answers, keep the one that fits best"),
     "rounds": (number(int, 1), "random masks under which the network judges that"),
     "correct": (number(int, 0), "rounds of repair afterwards"),

@@ -94,7 +94,7 @@ class Config:
     steps: int = setting(0, "optimizer steps, instead of --minutes", number(int, 0))
     resume: bool = setting(False, "go on with the run in --run, with its settings")
     overwrite: bool = setting(False, "replace the run in --run")
-    seed: int = setting(0, "of all that is drawn but what is held out", number(int, 0, 10 ** 9))
+    seed: int = setting(0, "of all that is drawn but what is held out", number(int, 0, 10 ** 6))
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     score_n: int = setting(50, "samples for each cell of the closing table", number(int, 0))
     save_every: int = setting(200, "steps from one checkpoint to the next", number(int, 1))
@@ -336,8 +336,8 @@ def train_step(net, optimizers, batch, config, autocast):
     """One optimizer step. Returns the loss terms (S,), nats a token, and the gradient's norm.
 
     batch: the rows of this process. The terms are divided by the counts of all rows, so those of
-    parts and of processes add up. Raises DataError, before any weight changes, if the norm is not
-    finite.
+    parts and of processes add up. Raises DataError, before any weight changes, if one of them is
+    not finite.
     """
     weights = config.loss_weight_of_members().to(batch.x.device)
     total = 0.0
@@ -348,13 +348,13 @@ def train_step(net, optimizers, batch, config, autocast):
         total = total + terms.detach()
     parameters = list(net.parameters())
     sum_over_processes([p.grad for p in parameters] + [total])
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip))
-    if not math.isfinite(norm):
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+    if not (total.sum() + norm).isfinite():
         raise DataError("the loss or its gradient is not finite: lower --lr and --muon-lr")
     for optimizer in optimizers:
         optimizer.step()
     net.zero_grad(set_to_none=True)
-    return total, norm
+    return total, float(norm)
 
 
 def set_lr(optimizers, factor):

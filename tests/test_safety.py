@@ -37,8 +37,8 @@ FLAGS = {  # value: what is told of it
     '--image-tokenizer {"patch":5}': "--image-tokenizer: squares of 5",
     '--speech-tokenizer {"hidden":"x"}': "--speech-tokenizer", "--device meta": "--device meta",
     '--speech-tokenizer {"stride":3}': "--speech-tokenizer: stride 3",
-    '--image-tokenizer {"colours":1}': "--image-tokenizer", "--schedule poly:0": "--schedule",
-    "--seed 10000000000": "--seed: 10000000000 is not from 0 to 1e+09",
+    '--image-tokenizer {"colours":1}': "--image-tokenizer", "--schedule poly:0.001": "--schedule",
+    "--seed 10000000000": "--seed: 10000000000 is not from 0 to 1e+06",
     "--resume": "--resume: {run} holds no run; start one with python train.py --run {run}",
 }
 

@@ -73,6 +73,7 @@ def test_stopped_killed_and_resumed_equals_undisturbed(trained, tmp_path, no_pag
 
 
 @pytest.mark.parametrize("what, words", [("gradient", "its gradient is not finite"),
+                                         ("loss", "the loss or its gradient is not finite"),
                                          ("weight", "a weight is not finite"),
                                          ("full disk", "cannot write")])
 def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained, tmp_path,
@@ -89,6 +90,9 @@ def test_a_fault_stops_a_run_and_leaves_the_last_good_state(what, words, trained
         weight = net.blocks[0].out.weight
         if len(calls) == 3 and what == "gradient":  # of the next step
             weight.register_hook(lambda gradient: gradient * torch.inf)
+        if len(calls) == 3 and what == "loss":
+            terms = diffusion.loss_terms
+            monkeypatch.setattr(diffusion, "loss_terms", lambda *batch: terms(*batch) + torch.inf)
         if len(calls) == 4 and what == "weight":  # of the next checkpoint
             weight.data[0, 0] = torch.inf
         if len(calls) == 4 and what == "full disk":

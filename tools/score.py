@@ -19,7 +19,7 @@ from data import HEAD, KINDS, MASK, MODALITIES, ROUND
 from sample import ACROSS, TASKS
 from sources import judges, speechjudge, toyspeech, toyworld
 
-SEED = 1_000_003  # of the questions and of the samples
+SEED = 1_000_003  # of the questions and of the samples; trainings have lower ones
 SPLITS = {"seen": 0, "unseen": 10}  # what each adds to the seed
 
 # ------------------------------------------------------------------------------------------------
