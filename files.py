@@ -43,9 +43,13 @@ def quoted(path):
     return shlex.quote(str(path))
 
 
+# not printable for Python, but harmless: French and Chinese blanks, joiners of Persian and emoji
+HARMLESS = "\n\t\xa0\u202f\u3000\u200c\u200d"
+
+
 def printable(text):
     """Text without control characters, which could write anywhere on a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in HARMLESS else repr(c)[1:-1] for c in text)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -489,14 +489,19 @@ def contact_sheet(pictures, columns=10, zoom=3):
 
 
 def write_outputs(made, folder, stem):
-    """Write every output as a file, several pictures on a sheet, too. Returns the paths."""
+    """Write every output as a file, several pictures on a sheet, too. Returns the paths.
+
+    Numbers go on behind those that are there: no file is replaced.
+    """
+    there = " ".join(path.name for path in folder.glob(f"{stem}-*"))
+    first = max(map(int, re.findall(rf"\b{stem}-(\d+)", there)), default=-1) + 1
     contents = {}
     for modality, samples in made.outputs.items():
         ending, content = FILES[modality]
-        for i, item in enumerate(samples):
+        for i, item in enumerate(samples, first):
             contents[folder / f"{stem}-{i}{ending}"] = content(item)
     if len(made.outputs.get("image", [])) > 1:
-        contents[folder / f"{stem}-sheet.png"] = png(contact_sheet(made.outputs["image"]))
+        contents[folder / f"{stem}-{first}-sheet.png"] = png(contact_sheet(made.outputs["image"]))
     for path, content in contents.items():
         files.write_bytes(path, content)
     return list(contents)
@@ -545,6 +550,13 @@ def add_settings(parser):
         group.add_argument(flag(name), type=read, choices=choices, help=text)
 
 
+def clip_seconds(run):
+    """Seconds of the longest clip that fits into a document, its end beside it."""
+    config = run.tokenizers["speech"].config
+    slot, _ = run.stream.slots["speech-text"]
+    return (slot - 1) // config.groups * config.step / config.sample_rate
+
+
 def read_prompt(run, modality, prompt):
     """A prompt of the command line: a text as it is, a picture or a clip from a file."""
     if modality == "text":
@@ -553,7 +565,12 @@ def read_prompt(run, modality, prompt):
         what = "picture" if modality == "image" else "clip"
         raise UsageError(f"{files.quoted(prompt)}: no such file; this task starts from a {what}")
     if modality == "speech":
-        return folders.open_clip(prompt, run.saved["config"]["longest_clip"])
+        clip = folders.open_clip(prompt, run.saved["config"]["longest_clip"])
+        longest = clip_seconds(run)
+        if len(clip) > longest * folders.SAMPLE_RATE:
+            raise UsageError(f"{files.quoted(prompt)}: lasts over {longest:.2f} s, the most that "
+                             "this run knows: cut it")
+        return clip
     config = run.tokenizers["image"].config
     return folders.open_picture(prompt, config.side, config.channels)
 
@@ -619,8 +636,8 @@ def parse():
     if args.task != "infill":
         check_options(args.task, changes)
         given = given_members(args.task)
-    if given and not any(prompt.strip() for prompt in args.prompt):
-        raise UsageError(f"{args.task} needs a prompt: a {given[0]}")
+    if given and not all(prompt.strip() for prompt in args.prompt or [""]):
+        raise UsageError(f"{args.task} needs a prompt: {given[0]}")
     if not given and args.prompt and args.task != "text":
         raise UsageError(f"{args.task} takes no prompt: leave {args.prompt[0]!r} out")
     for name, task in (("length", "text"), ("hole", "infill"), ("caption", "infill")):

@@ -105,7 +105,8 @@ class Config:
     skip_bad: bool = setting(False, "leave out items that cannot be used instead of stopping")
     longest_caption: int = setting(300, "characters of a caption or transcript", number(int, 1))
     longest_clip: float = setting(20.0, "seconds", number(float, 0.1, 3600))
-    image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64", number(int, 0))
+    image_side: int = setting(0, "pixels; 0: what suits the pictures, at most 64",
+                              number(int, 0, 1024))
     items: int = setting(30_000, "passages and pictures of the toy world; a fifth as many clips",
                          number(int, 10))
     mix: dict = setting({"text": 0.26, "image-text": 0.44, "speech-text": 0.3},
@@ -147,7 +148,8 @@ class Config:
     lr: float = setting(1e-3, "AdamW's, at the tuned point", POSITIVE)
     muon_lr: float = setting(0.012, "Muon's, at the tuned point: spectral norm of a step", POSITIVE)
     weight_decay: float = setting(0.1, "at the tuned point; multiplied by lr", NOT_NEGATIVE)
-    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule", NOT_NEGATIVE)
+    gamma: float = setting(0.44, "exponent of the token horizon in the batch rule",
+                           number(float, 0, 4))
     clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
     dtype: str = setting("auto", "of matrix products: float32, bfloat16; auto: the faster one",
                          choices=("auto", "float32", "bfloat16"))
@@ -169,6 +171,8 @@ def check_settings(config):
     own = any(getattr(config, name) for name in OWN_DATA)
 
     def network():
+        if config.shape.get("causal"):
+            raise ValueError("causal is for tools.bench and studies: nothing here samples it")
         net = models.Transformer(config.model(vocab=8, places=8))
         models.param_groups(net, 1.0, 1.0, 1.0)
         net.trunk(*torch.zeros(3, 1, 2, dtype=torch.long))

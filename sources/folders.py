@@ -351,7 +351,8 @@ def csv_rows(content):
         if len(cells) == width:
             rows.append((cells[columns[0]].strip(), cells[columns[1]], ""))
         else:
-            rows.append((cells[0].strip(), "", f"has {len(cells)} column(s), others {width}"))
+            why = f"has {len(cells)} column(s), not {width}: quote a text with a comma or bar in it"
+            rows.append((cells[0].strip(), "", why))
     return rows
 
 

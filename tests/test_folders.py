@@ -320,7 +320,7 @@ def test_faults_of_whole_folders_are_told(tmp_path):
     write(tmp_path / "metadata.csv", "c0, a word\n")
     assert "neither id|text nor" in refused(folders.read_speech, [tmp_path])
     write(tmp_path / "metadata.csv", "c0|a word\nc1|a|b\n")
-    assert "c1: has 3 column(s), others 2" in refused(folders.read_speech, [tmp_path])
+    assert "c1: has 3 column(s), not 2" in refused(folders.read_speech, [tmp_path])
     clip(tmp_path / "wavs/c0.wav")
     clip(tmp_path / "wavs/c0.flac")
     assert "two files of that name" in refused(folders.read_speech, [tmp_path])

@@ -53,8 +53,8 @@ def test_wrong_flags(tmp_path):
 PROMPTS = [
     (["text", "--run", "nowhere"], 2, "python train.py --run nowhere"),
     (["text-to-smell"], 2, "invalid choice: 'text-to-smell'"),
-    (["text-to-image", " "], 2, "needs a prompt"), (["image", "a red circle"], 2, "no prompt"),
-    (["speech-to-image"], 2, "speech-to-image needs a prompt: a speech"),
+    (["text-to-image", "a star", " "], 2, "needs a prompt"), (["image", "a red circle"], 2, "no prompt"),
+    (["speech-to-image"], 2, "speech-to-image needs a prompt: speech"),
     (["text-to-image", "red " * 60], 1, "does not fit into"),
     (["text", "red " * 200], 2, "shorten it"),
     (["image-to-text", "nowhere.png"], 2, "nowhere.png: no such file"),
@@ -93,6 +93,7 @@ def test_what_is_printed_cannot_move_the_cursor_and_debug_shows_where(tmp_path):
     _, errors = told(train.main, *given)
     assert "\x1b" not in errors and rf"--run '{tmp_path}/a\x1b[2J b'" in errors
     assert files.printable("a\tb\n\x07\u202e") == "a\tb\n\\x07\\u202e"
+    assert files.printable("oui\xa0! \u3000吾輩") == "oui\xa0! \u3000吾輩"
     with pytest.raises(files.UsageError):
         told(train.main, *given, "--debug")
 

@@ -226,7 +226,7 @@ def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
         path = tmp_path / f"text-to-image-4-{i}.png"
         assert np.array_equal(np.asarray(Image.open(path)), made.outputs["image"][i])
         assert str(path) in printed
-    assert Image.open(tmp_path / "text-to-image-4-sheet.png").size == (3 * 64, 3 * 32)
+    assert Image.open(tmp_path / "text-to-image-4-0-sheet.png").size == (3 * 64, 3 * 32)
     assert (tmp_path / "text-to-image-4-1.txt").read_text() == RED + "\n"
     printed = run("text-to-speech", "twenty one", "a\x1b[2J", "--steps", 3)
     assert printed.splitlines()[:2] == ["twenty one", "a\\x1b[2J"]
@@ -238,6 +238,12 @@ def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
     run("image-to-text", path, "--candidates", 1)
     run("speech-to-text", clip, "--candidates", 1)
     run("infill", clip, "--hole", "0:0.5", "--steps", 2)
+    before = (tmp_path / "infill-0-0.wav").read_bytes()
+    run("infill", tmp_path / "infill-0-0.wav", "--steps", 2)
+    assert (tmp_path / "infill-0-0.wav").read_bytes() == before
+    assert (tmp_path / "infill-0-1.wav").exists()
+    clip.write_bytes(sample.wav(np.ones(16_000 * 9) * 0.1))
+    assert "lasts over" in refused(sample.main, "speech-to-text", clip, "--run", toy.folder)
     for name in ("image-to-text-0-0.txt", "speech-to-text-0-0.txt", "infill-0-0.wav"):
         assert (tmp_path / name).stat().st_size > 0
     printed = run("--length", 12, "text", "the red", "--n", 2, "--correct", 0)  # flags come first

@@ -48,7 +48,7 @@ def show_text(run, ids, sure):
             shown += escaped(text)
         else:
             shown += f'<mark style="--sure:{p}" title="{p:.2f}">{escaped(text)}</mark>'
-    return f"<div class=text>{shown}</div>"
+    return f"<div class=text dir=auto>{shown}</div>"
 
 
 def show_image(run, ids, sure):
