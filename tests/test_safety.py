@@ -53,7 +53,8 @@ def test_wrong_flags(tmp_path):
 PROMPTS = [
     (["text", "--run", "nowhere"], 2, "python train.py --run nowhere"),
     (["text-to-smell"], 2, "invalid choice: 'text-to-smell'"),
-    (["text-to-image", "a star", " "], 2, "needs a prompt"), (["image", "a red circle"], 2, "no prompt"),
+    (["text-to-image", "a star", " "], 2, "needs a prompt"),
+    (["image", "a red circle"], 2, "no prompt"),
     (["speech-to-image"], 2, "speech-to-image needs a prompt: speech"),
     (["text-to-image", "red " * 60], 1, "does not fit into"),
     (["text", "red " * 200], 2, "shorten it"),
