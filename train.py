@@ -35,6 +35,7 @@ from tokenizers import audio, image
 from tools import page, score
 
 LOG_EVERY = 10  # steps
+ENOUGH = 4000  # steps of the default run that learn the toy world: experiments/RESULTS.md
 
 # ------------------------------------------------------------------------------------------------
 # Settings. Each field is a flag with its help. config.json and the page show them all.
@@ -604,6 +605,11 @@ def describe_run(config, folder, training, plan, rule, step):
           f"{plan.steps}: {training.rows} rows of {batches.length} tokens, "
           f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
     print_derived(training.step_tokens, plan.tokens, batches.length, config)
+    own = any(getattr(config, name) for name in OWN_DATA)
+    if plan.length and plan.steps < ENOUGH and not own and not step:
+        minutes = config.minutes * ENOUGH / plan.steps
+        print(f"few steps: the toy world takes about {ENOUGH}, here --minutes {minutes:.0f}",
+              flush=True)
 
 
 def keep_until(path, step):

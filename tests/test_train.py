@@ -1,6 +1,7 @@
 """Training: runs from nothing to a table of scores, stopped, killed, shared out; the settings."""
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -163,7 +164,8 @@ def test_own_data_are_trained_on_and_may_move(tmp_path, no_page):
 def test_a_kind_trains_alone(tmp_path):
     """Texts and pairs with pictures do, too: in the quick forms of the studies."""
     flags = ("--items", 60, "--mix", "speech-text=1", "--complement", "--minutes", 0.001)
-    call(train.main, "--run", tmp_path / "run", *SMALL, *flags, "--score-n", 0)
+    printed = call(train.main, "--run", tmp_path / "run", *SMALL, *flags, "--score-n", 0)
+    assert re.search(r"few steps: .* --minutes \d+\n", printed)
     saved = files.read_json(tmp_path / "run" / "config.json")
     assert list(saved["stream"]["slots"]) == ["speech-text"]
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
