@@ -5,8 +5,8 @@ still clean with probability alpha(t), independently of all others. 1 - alpha(t)
 In shapes: B rows of L tokens, N documents in them, S columns, one a row of data.MEMBERS (a document
 uses those of its own kind), M positions that somebody looks at, V ids.
 Sources:
-  MDLM    arXiv 2406.07524    MD4            arXiv 2406.04329    RADD  arXiv 2406.03736
-  LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200    EB    arXiv 2505.24857
+  MDLM    arXiv 2406.07524    MD4            arXiv 2406.04329    EB  arXiv 2505.24857
+  LLaDA   arXiv 2502.09992    MaskGIT        arXiv 2202.04200
   ReMDM   arXiv 2503.00307    first-hitting  arXiv 2409.02908
 
 Worked example: two tokens, uniform on {00, 11}, and the exact network. With one token masked it is
