@@ -146,7 +146,7 @@ def orthogonal(x, dtype=torch.float32):
     """Nearly the nearest orthogonal matrices: all singular values become about one.
 
     x: (n, a, b). dtype: of the products and of the result. Singular values above a hundredth of
-    the norm end between 0.72 and 1.27. The norm is Schatten's of order 4, ||x x^T||_F^(1/2): it
+    the norm end between 0.72 and 1.28. The norm is Schatten's of order 4, ||x x^T||_F^(1/2): it
     bounds the largest singular value more tightly than Frobenius'.
     """
     tall = x.shape[1] > x.shape[2]

@@ -493,8 +493,11 @@ def write_outputs(made, folder, stem):
 
     Numbers go on behind those that are there: no file is replaced.
     """
-    there = " ".join(path.name for path in folder.glob(f"{stem}-*"))
-    first = max(map(int, re.findall(rf"\b{stem}-(\d+)", there)), default=-1) + 1
+    first = 0
+    for path in folder.glob(f"{stem}-*"):
+        found = re.match(rf"{stem}-(\d+)", path.name)
+        if found:
+            first = max(first, int(found[1]) + 1)
     contents = {}
     for modality, samples in made.outputs.items():
         ending, content = FILES[modality]
@@ -565,12 +568,7 @@ def read_prompt(run, modality, prompt):
         what = "picture" if modality == "image" else "clip"
         raise UsageError(f"{files.quoted(prompt)}: no such file; this task starts from a {what}")
     if modality == "speech":
-        clip = folders.open_clip(prompt, run.saved["config"]["longest_clip"])
-        longest = clip_seconds(run)
-        if len(clip) > longest * folders.SAMPLE_RATE:
-            raise UsageError(f"{files.quoted(prompt)}: lasts over {longest:.2f} s, the most that "
-                             "this run knows: cut it")
-        return clip
+        return folders.open_clip(prompt, clip_seconds(run))
     config = run.tokenizers["image"].config
     return folders.open_picture(prompt, config.side, config.channels)
 

@@ -162,6 +162,11 @@ class Config:
         shape = {**models.PRESETS[self.preset], **self.shape}
         return models.ModelConfig(vocab=vocab, places=places, **shape)
 
+    @property
+    def own_data(self):
+        """Whether the items are one's own, not the toy world's."""
+        return any(getattr(self, name) for name in OWN_DATA)
+
     def loss_weight_of_members(self):
         """(S,) weights of data.MEMBERS."""
         return torch.tensor([self.loss_weights.get(name, 0.0) for name in TERMS])
@@ -169,18 +174,17 @@ class Config:
 
 def check_settings(config):
     """UsageError for a setting that cannot be right, before anything is read or written."""
-    own = any(getattr(config, name) for name in OWN_DATA)
 
     def network():
         if config.shape.get("causal"):
-            raise ValueError("causal is for tools.bench and studies: nothing here samples it")
+            raise ValueError("causal is for the studies: sample.py cannot sample it")
         net = models.Transformer(config.model(vocab=8, places=8))
         models.param_groups(net, 1.0, 1.0, 1.0)
         net.trunk(*torch.zeros(3, 1, 2, dtype=torch.long))
 
     def image_tokenizer():
         side = 32  # of the toy world
-        if own:  # until the pictures are read, any that squares divide
+        if config.own_data:  # until the pictures are read, any that squares divide
             side = config.image_side or 8 * config.image_tokenizer.get("patch", 4)
         image.Net(image.ImageConfig(side, 3, **config.image_tokenizer))
 
@@ -605,8 +609,7 @@ def describe_run(config, folder, training, plan, rule, step):
           f"{plan.steps}: {training.rows} rows of {batches.length} tokens, "
           f"{100 * training.padding():.1f}% of them padding; documents a step: {counts}")
     print_derived(training.step_tokens, plan.tokens, batches.length, config)
-    own = any(getattr(config, name) for name in OWN_DATA)
-    if plan.length and plan.steps < ENOUGH and not own and not step:
+    if plan.length and plan.steps < ENOUGH and not config.own_data and not step:
         minutes = config.minutes * ENOUGH / plan.steps
         print(f"few steps: the toy world takes about {ENOUGH}, here --minutes {minutes:.0f}",
               flush=True)

@@ -149,7 +149,8 @@ def open_clip(path, longest=20.0):
         if is_cut(recording, len(channels), longest):
             raise DataError("ends before its header says: fetch it again")
         if seconds > longest:
-            raise DataError(f"lasts over {longest:g} s (--longest-clip of train.py)")
+            raise DataError(f"lasts over {longest:g} s: cut it, or train with longer ones "
+                            "(--longest-clip)")
         if seconds < SHORTEST:
             raise DataError(f"lasts {seconds:.2f} s, under {SHORTEST:g} s")
         loudest = np.abs(channels).max()

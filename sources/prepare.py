@@ -24,7 +24,7 @@ HELD = 512  # held-out documents of each kind, at most
 def sources_of(config):
     """{kind: Source} of one's own folders, or of the toy world. UsageError where --mix or
     --loss-weights give one nothing, DataError where there is one item only."""
-    if config.text or config.images or config.speech:
+    if config.own_data:
         sources = own_sources(config)
     else:
         kinds = [kind for kind in KINDS if config.mix.get(kind)]

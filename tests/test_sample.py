@@ -243,7 +243,8 @@ def test_files_of_every_task_are_written_and_read_back(toy, tmp_path):
     assert (tmp_path / "infill-0-0.wav").read_bytes() == before
     assert (tmp_path / "infill-0-1.wav").exists()
     clip.write_bytes(sample.wav(np.ones(16_000 * 9) * 0.1))
-    assert "lasts over" in refused(sample.main, "speech-to-text", clip, "--run", toy.folder)
+    line = refused(sample.main, "speech-to-text", clip, "--run", toy.folder, status=(1,))
+    assert f"{clip}: lasts over {sample.clip_seconds(toy):g} s" in line
     for name in ("image-to-text-0-0.txt", "speech-to-text-0-0.txt", "infill-0-0.wav"):
         assert (tmp_path / name).stat().st_size > 0
     printed = run("--length", 12, "text", "the red", "--n", 2, "--correct", 0)  # flags come first
